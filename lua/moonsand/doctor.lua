@@ -1,0 +1,209 @@
+--- What this machine can do, and why it cannot: causes by name, each with its cure.
+
+local core = require "moonsand.core"
+local errors = require "moonsand.errors"
+
+local M = {}
+
+--- The first line of a file of the host, nil when there is none.
+local function read_line(path)
+  local file = io.open(path, "r")
+  if not file then
+    return nil
+  end
+  local line = file:read "l"
+  file:close()
+  return line
+end
+
+--- What the machine says of itself. Replaced in tests.
+M.machine = {
+  apparmor = function()
+    return read_line "/proc/sys/kernel/apparmor_restrict_unprivileged_userns" == "1"
+  end,
+  userns_clone_off = function()
+    return read_line "/proc/sys/kernel/unprivileged_userns_clone" == "0"
+  end,
+  max_user_namespaces = function()
+    return tonumber(read_line "/proc/sys/user/max_user_namespaces" or "")
+  end,
+  container = function()
+    local docker = io.open "/.dockerenv" or io.open "/run/.containerenv"
+    if docker then
+      docker:close()
+    end
+    return docker ~= nil
+  end,
+  kernel = function()
+    local major, minor = (read_line "/proc/sys/kernel/osrelease" or ""):match "^(%d+)%.(%d+)"
+    return tonumber(major) or 0, tonumber(minor) or 0
+  end,
+}
+
+local function kernel_before(major, minor)
+  local a, b = M.machine.kernel()
+  return a < major or a == major and b < minor
+end
+
+local APPARMOR = {
+  cause = "AppArmor keeps unprivileged programs from using user namespaces "
+    .. "(kernel.apparmor_restrict_unprivileged_userns = 1)",
+  fix = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile "
+    .. "with 'userns,' for the moonsand agent",
+}
+local CLONE_OFF = {
+  cause = "user namespaces are off for ordinary users (kernel.unprivileged_userns_clone = 0)",
+  fix = "sudo sysctl -w kernel.unprivileged_userns_clone=1",
+}
+local NO_NAMESPACES = {
+  cause = "no more user namespaces are allowed (user.max_user_namespaces)",
+  fix = "sudo sysctl -w user.max_user_namespaces=65536",
+}
+local NO_KERNEL_SUPPORT = {
+  cause = "this kernel was built without user namespaces",
+  fix = "a kernel with CONFIG_USER_NS, CONFIG_PID_NS and CONFIG_NET_NS",
+}
+local CONTAINER = {
+  cause = "the container that this process runs in forbids namespaces (its seccomp profile)",
+  fix = "start the container with --security-opt seccomp=unconfined or a profile that allows "
+    .. "clone and unshare",
+}
+local MASKED_PROC = {
+  cause = "/proc is partly masked here, as in most containers, so no new /proc may be mounted",
+  fix = "docker run --security-opt systempaths=unconfined, in Kubernetes procMount: Unmasked",
+}
+local OLD_KERNEL = {
+  cause = "this kernel is older than 5.14",
+  fix = "a kernel of 5.14 or later",
+}
+local OTHER_BUILD = {
+  cause = "the helper program is of another version than the module",
+  fix = "install both from one build: make install",
+}
+
+local function clone_refused(errno)
+  local e = core.errno
+  if errno == e.ENOSPC or errno == e.EUSERS or M.machine.max_user_namespaces() == 0 then
+    return NO_NAMESPACES
+  elseif errno == e.EINVAL or errno == e.ENOSYS then
+    return NO_KERNEL_SUPPORT
+  elseif M.machine.userns_clone_off() then
+    return CLONE_OFF
+  elseif M.machine.apparmor() then
+    return APPARMOR
+  elseif M.machine.container() then
+    return CONTAINER
+  end
+  return {
+    cause = "the kernel, or a policy of it, refuses user namespaces to this process",
+    fix = "see whether seccomp, SELinux or AppArmor restricts it",
+  }
+end
+
+local function helper_failed(errno, path)
+  local e = core.errno
+  if errno == e.ENOENT then
+    return { cause = "the helper program is missing: " .. tostring(path), fix = "make, or make install" }
+  elseif errno == e.EACCES then
+    return {
+      cause = "the helper program cannot be executed: " .. tostring(path),
+      fix = "chmod +x it, and see that its file system is not mounted noexec",
+    }
+  end
+  return {
+    cause = "the helper program could not be started: " .. core.strerror(errno),
+    fix = "see ulimit -u, ulimit -n, and free memory",
+  }
+end
+
+--- The cause and the cure of a stage that failed.
+---@param stage string as the helper names it
+---@param errno integer
+---@param path? string of the helper
+---@return { cause: string, fix: string }
+function M.explain(stage, errno, path)
+  local e = core.errno
+  if stage == "helper" then
+    return helper_failed(errno, path)
+  elseif stage == "clone" then
+    return clone_refused(errno)
+  elseif stage == "version" then
+    return OTHER_BUILD
+  elseif stage == "proc" and errno == e.EPERM then
+    return MASKED_PROC
+  elseif kernel_before(5, 14) then
+    return OLD_KERNEL
+  elseif M.machine.apparmor() and (errno == e.EPERM or errno == e.EACCES) then
+    return APPARMOR
+  elseif stage == "seccomp.allow" then
+    return {
+      cause = "seccomp.allow names a system call that may not be allowed",
+      fix = "see the list in the manual",
+    }
+  elseif stage == "zygote" or stage == "agent" then
+    return { cause = "the helper process ended unexpectedly", fix = "try again; see dmesg for the reason" }
+  end
+  return {
+    cause = ("the step '%s' failed: %s"):format(stage, core.strerror(errno)),
+    fix = "moonsand.doctor() tells what this machine allows",
+  }
+end
+
+--- The failure of a create that this machine does not allow.
+---@return nil, string message, string code, table detail
+function M.unavailable(stage, errno, path)
+  local why = M.explain(stage, errno, path)
+  return errors.fail("unavailable", "no sandbox can be made here: " .. why.cause, {
+    started = false,
+    cause = why.cause,
+    fix = why.fix,
+    stage = stage,
+  })
+end
+
+---@class moonsand.Finding
+---@field name string what was looked at
+---@field ok boolean
+---@field cause? string why not
+---@field fix? string what to do
+
+--- Tries what matters and tells what works: a list of findings, `ok` when a sandbox can be made.
+--- `tostring` gives it as text.
+---@return { ok: boolean, [integer]: moonsand.Finding }
+function M.examine(create)
+  local report = setmetatable({ ok = false }, {
+    __tostring = function(self)
+      local lines = {}
+      for _, finding in ipairs(self) do
+        lines[#lines + 1] = ("%s  %s"):format(finding.ok and "ok " or "NO ", finding.name)
+        if finding.cause then
+          lines[#lines + 1] = "       cause: " .. finding.cause
+          lines[#lines + 1] = "       fix:   " .. finding.fix
+        end
+      end
+      return table.concat(lines, "\n")
+    end,
+  })
+  local function add(name, ok, cause, fix)
+    report[#report + 1] = { name = name, ok = ok, cause = cause, fix = fix }
+  end
+  local major, minor = M.machine.kernel()
+  add(("kernel %d.%d (5.14 or later)"):format(major, minor), not kernel_before(5, 14),
+    kernel_before(5, 14) and OLD_KERNEL.cause or nil, OLD_KERNEL.fix)
+  local box, message, _, detail = create()
+  report.ok = box ~= nil
+  add("a local sandbox", report.ok, not box and (detail.cause or message) or nil,
+    not box and (detail.fix or "") or nil)
+  if box then
+    local result
+    result, message = box:exec({ "/bin/true" })
+    add("a program in it", result ~= nil and result.ok, not result and message or nil, "")
+    box:close()
+  end
+  local json = pcall(require, "cjson")
+  add("lua-cjson (for CodeResult.value and remote providers)", json,
+    not json and "the module cjson is not found" or nil, "apt install lua-cjson")
+  return report
+end
+
+return M

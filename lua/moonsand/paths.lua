@@ -1,0 +1,29 @@
+--- Paths inside a sandbox. They are resolved inside; here only what the caller's directory means.
+
+local errors = require "moonsand.errors"
+local options = require "moonsand.options"
+
+local M = {}
+
+local MAX = 4095
+
+--- An absolute path: relative ones begin at the sandbox's working directory.
+---@param box moonsand.Sandbox
+---@param path string
+---@return string? path, string? message, string? code, table? detail
+function M.resolve(box, path)
+  if path == "" or path:find "%z" then
+    return errors.fail("invalid", ("%s is no path"):format(options.quote(path)), { path = path })
+  end
+  if path == "." then
+    path = box:cwd()
+  elseif path:sub(1, 1) ~= "/" then
+    path = box:cwd():gsub("/+$", "") .. "/" .. path
+  end
+  if #path > MAX then
+    return errors.fail("invalid", ("a path of %d bytes is too long"):format(#path), { path = path })
+  end
+  return path
+end
+
+return M

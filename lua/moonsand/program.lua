@@ -1,0 +1,267 @@
+--- From what a caller of `exec` or `start` says to what a provider is asked: commands, options,
+--- the environment, standard streams.
+
+local environment = require "moonsand.environment"
+local errors = require "moonsand.errors"
+local options = require "moonsand.options"
+local paths = require "moonsand.paths"
+
+local M = {}
+
+--- The options of exec and start, with their types; which call takes which.
+M.common = {
+  cwd = "string",
+  env = "table",
+  env_file = "string",
+  clear_env = "boolean",
+  shell = "string|table",
+  user = "string|number",
+  umask = "string",
+  limits = "table",
+  timeout = "number",
+  grace = "number",
+  cancel = "table",
+  check = "boolean",
+  max_output = "number|string",
+  on_limit = "string",
+  stdin = "string|boolean|callable|file",
+  stdout = "string|callable",
+  stderr = "string|callable",
+  on_stdout = "callable",
+  on_stderr = "callable",
+  on_line = "callable",
+  on_exit = "callable",
+}
+
+
+--- `options.check` walks tables with pairs, so each call has a whole one.
+local function whole(more)
+  local all = {}
+  for name, types in pairs(M.common) do
+    all[name] = types
+  end
+  for name, types in pairs(more) do
+    all[name] = types
+  end
+  return all
+end
+
+M.exec_options = whole { leave = "boolean" }
+M.start_options = whole { leave = "boolean" }
+
+local LIMITS = {
+  memory = "number|string",
+  cpu_time = "number",
+  open_files = "number",
+  file_size = "number|string",
+  processes = "number",
+}
+
+M.MAX_OUTPUT = 16 * 1024 * 1024
+
+-- ---------------------------------------------------------------- commands
+
+local function check_argv(call, argv, level)
+  local count = 0
+  for key in pairs(argv) do
+    if type(key) ~= "number" or key < 1 or key % 1 ~= 0 then
+      errors.raise(level + 1, "%s: a command is a string or a list of words, not a table with the key %s",
+        call, options.quote(key))
+    end
+    count = math.max(count, key)
+  end
+  if count == 0 then
+    errors.raise(level + 1, "%s: the command is an empty list", call)
+  end
+  for i = 1, count do
+    if type(argv[i]) ~= "string" then
+      errors.raise(level + 1, "%s: word %d of the command must be a string, got %s", call, i, type(argv[i]))
+    end
+  end
+end
+
+local function shell_argv(call, shell, text, level)
+  if shell == nil then
+    return { "/bin/sh", "-c", text }
+  elseif type(shell) == "string" then
+    return { shell, "-c", text }
+  end
+  check_argv(call .. " (shell)", shell, level + 1)
+  local argv = {}
+  for i, word in ipairs(shell) do
+    argv[i] = word
+  end
+  argv[#argv + 1] = text
+  return argv
+end
+
+--- The words of a command: a string goes to the shell, a list never meets one.
+---@return string[]? argv, string? message, string? code, table? detail
+function M.argv(call, command, shell, level)
+  local argv
+  if type(command) == "string" then
+    argv = shell_argv(call, shell, command, level + 1)
+  elseif type(command) == "table" then
+    check_argv(call, command, level + 1)
+    argv = command
+  else
+    errors.raise(level + 1, "%s: a command is a string or a list of words, got %s", call, type(command))
+  end
+  for i, word in ipairs(argv) do
+    if word:find "%z" then
+      return errors.fail("invalid", ("word %d of the command holds a NUL"):format(i), { started = false })
+    end
+  end
+  return argv
+end
+
+-- ---------------------------------------------------------------- values
+
+local function read_limits(call, asked, level)
+  local limits = {}
+  for name, value in pairs(options.check(call .. ": limits", asked, LIMITS, level + 1)) do
+    if LIMITS[name] == "number|string" then
+      local bytes, message, code, detail = options.size("limits." .. name, value)
+      if not bytes then
+        return nil, message, code, detail
+      end
+      value = bytes
+    elseif not (value > 0) then
+      return errors.fail("invalid", ("limits.%s: %s is not a positive number"):format(name, value))
+    end
+    limits[name] = name == "cpu_time" and math.ceil(value) or math.floor(value)
+  end
+  return limits
+end
+
+local function read_umask(value)
+  local mask = value == nil and 18 or value:match "^[0-7]+$" and tonumber(value, 8)
+  if not mask or mask > 511 then
+    return errors.fail("invalid", ("umask: %s is none"):format(options.quote(value)))
+  end
+  return mask
+end
+
+local function check_user(user)
+  if user == nil or user == environment.base.USER or user == 1000 or user == "1000" then
+    return true
+  end
+  return errors.fail("unsupported", ("user: only '%s' exists in this sandbox"):format(environment.base.USER))
+end
+
+--- The whole environment that a program gets.
+---@return table<string, string>? variables, string? message, string? code, table? detail
+function M.environment(call, defaults, opts, level)
+  local ok, message, code, detail = environment.check(call .. ": env", opts.env, level + 1)
+  if not ok then
+    return nil, message, code, detail
+  end
+  local file
+  if opts.env_file then
+    file, message, code, detail = environment.load(opts.env_file)
+    if not file then
+      return nil, message, code, detail
+    end
+  end
+  if opts.clear_env then
+    return environment.merge(file, opts.env)
+  end
+  return environment.merge(not defaults.clear_env and environment.base or nil, defaults.env, file, opts.env)
+end
+
+-- ---------------------------------------------------------------- streams
+
+--- How one output stream is treated: "collect", "discard", "inherit", or a function.
+local function output_mode(call, name, value, level)
+  if value == nil then
+    return "collect"
+  elseif type(value) == "string" and value ~= "collect" and value ~= "discard" and value ~= "inherit"
+    and not (name == "stderr" and value == "stdout") then
+    errors.raise(level + 1,
+      "%s: %s must be \"collect\", \"discard\", \"inherit\"%s or a function, got %s", call, name,
+      name == "stderr" and ', "stdout"' or "", options.quote(value))
+  end
+  return value
+end
+
+local function has_callbacks(opts)
+  return opts.on_stdout ~= nil or opts.on_stderr ~= nil or opts.on_line ~= nil
+    or opts.on_exit ~= nil
+end
+
+--- Everything that a provider's `start` needs, and how the result is put together.
+---@param call string for messages
+---@param box table the sandbox or view: its defaults count
+---@return table? plan, string? message, string? code, table? detail
+function M.plan(call, box, command, opts, level)
+  level = level + 1
+  local defaults = box.defaults
+  local argv, message, code, detail = M.argv(call, command, opts.shell or defaults.shell, level)
+  if not argv then
+    return nil, message, code, detail
+  end
+  local variables, limits, umask, ok, max_output
+  ok, message, code, detail = check_user(opts.user or defaults.user)
+  if ok then
+    variables, message, code, detail = M.environment(call, defaults, opts, level)
+  end
+  if variables then
+    limits, message, code, detail = read_limits(call, opts.limits, level)
+  end
+  if limits then
+    umask, message, code, detail = read_umask(opts.umask or defaults.umask)
+  end
+  if umask then
+    max_output, message, code, detail =
+      options.size("max_output", opts.max_output or defaults.max_output or M.MAX_OUTPUT)
+  end
+  if not max_output then
+    return nil, message, code, detail
+  end
+  local cwd
+  cwd, message, code, detail = paths.resolve(box, opts.cwd or ".")
+  if not cwd then
+    return nil, message, code, detail
+  end
+  if opts.on_limit ~= nil and opts.on_limit ~= "truncate" and opts.on_limit ~= "kill" then
+    errors.raise(level, '%s: on_limit must be "truncate" or "kill", got %s', call,
+      options.quote(opts.on_limit))
+  end
+  if opts.grace and not (opts.grace >= 0) then
+    errors.raise(level, "%s: grace must be a number of seconds, not %s", call, opts.grace)
+  end
+
+  local timeout = opts.timeout or defaults.timeout
+  local stdout = output_mode(call, "stdout", opts.stdout, level)
+  local stderr = output_mode(call, "stderr", opts.stderr, level)
+  local merged = stderr == "stdout"
+  local spec = {
+    argv = argv,
+    env = environment.list(variables),
+    cwd = cwd,
+    umask = umask,
+    timeout = timeout,
+    grace = opts.grace,
+    leave = opts.leave,
+    max_output = max_output,
+    merge = merged,
+    stdout = stdout ~= "discard",
+    stderr = stderr ~= "discard" and not merged,
+  }
+  for name, value in pairs(limits) do
+    spec[name] = value
+  end
+  return {
+    spec = spec,
+    limits = limits,
+    timeout = timeout,
+    grace = opts.grace or 0,
+    max_output = max_output,
+    on_limit = opts.on_limit or "truncate",
+    check = opts.check == nil and defaults.check or opts.check,
+    sinks = { stdout = stdout, stderr = not merged and stderr or nil },
+    callbacks = has_callbacks(opts) and opts or nil,
+  }
+end
+
+return M

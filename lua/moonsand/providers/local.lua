@@ -1,0 +1,419 @@
+--- Sandboxes on this machine, without a service, a daemon or root: a thin layer over the C core,
+--- which starts them through the zygote and speaks with their agents.
+
+local core = require "moonsand.core"
+local doctor = require "moonsand.doctor"
+local errors = require "moonsand.errors"
+local loop = require "moonsand.loop"
+local options = require "moonsand.options"
+
+local M = { name = "local" }
+
+--- Where the helper program is: beside the C module.
+M.agent = (core.module_path() or ""):gsub("[^/]*$", "") .. "agent"
+
+--- How long the end of a program that was killed is waited for before the kill counts as unconfirmed.
+local KILL_CONFIRMED = 5
+
+local DISK, INODES = 1024 ^ 3, 1e6
+
+M.options = {
+  limits = "table",
+  hostname = "string",
+  seccomp = "table",
+  allow_unenforced = "table",
+}
+
+local native = {
+  argv = true, stdin = true, signals = true, kill_tree = true, atomic_write = true, files = true,
+  ["limits.disk"] = true, ["limits.inodes"] = true, ["limits.processes"] = true,
+  ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
+}
+
+--- What a capability's name may be, beyond those that are native.
+M.capabilities = {
+  "pty", "resize", "attach", "background", "users", "watch", "pause", "snapshot", "network_allow",
+  "ports", "interpreter", "metrics", "limits.memory", "limits.cpus",
+}
+for name in pairs(native) do
+  M.capabilities[#M.capabilities + 1] = name
+end
+
+-- ---------------------------------------------------------------- programs
+
+---@class moonsand.local.Program a program as a provider gives it
+---@field handle userdata
+---@field stdin userdata?
+---@field stdout userdata?
+---@field stderr userdata?
+local Program = {}
+Program.__index = Program
+
+--- What a state that no answer will come from means.
+local function lost(self, state)
+  local sandbox = self.sandbox.raw:state()
+  if sandbox == "closed" then
+    return errors.fail("closed", "the sandbox was closed", { started = state ~= "starting" })
+  elseif sandbox == "broken" then
+    return errors.fail("protocol", "the sandbox's agent broke the protocol; it was ended",
+      { started = state ~= "starting" })
+  end
+  return errors.fail("gone", "the sandbox ended", { started = state ~= "starting" })
+end
+
+local function refused(errno, what)
+  local code = errors.code(errno)
+  if what == "program" and code == "not_a_directory" then
+    code = "not_found"
+  end
+  return errors.fail(code, ("cannot start: %s: %s"):format(what, core.strerror(errno)),
+    { started = false, what = what })
+end
+
+--- Waits until it runs or it is known why not.
+---@return true|nil ok, string? message, string? code, table? detail
+function Program:started(limits)
+  local handle = self.handle
+  handle:expect()
+  while true do
+    local state, errno, what = handle:state()
+    if state == "refused" then
+      self.sandbox:forget(self)
+      return refused(errno, what)
+    elseif state == "lost" and handle:pid() == 0 then
+      return lost(self, "starting")
+    elseif state ~= "starting" then
+      return true
+    end
+    local message, code, detail = loop.wait(limits, handle)
+    if message then
+      return errors.fail(code, message, detail)
+    end
+  end
+end
+
+--- How it ended, nil when that is not known yet, or a failure.
+---@return table|nil exit, string? message, string? code, table? detail
+function Program:ended()
+  local state, errno, what = self.handle:state()
+  if state == "exited" then
+    self.sandbox:forget(self)
+    return self.handle:exit()
+  elseif state == "refused" then
+    self.sandbox:forget(self)
+    return refused(errno, what)
+  elseif state == "lost" then
+    self.sandbox:forget(self)
+    return lost(self, self.handle:pid() == 0 and "starting" or "running")
+  end
+end
+
+--- Sends a signal to the first process or to all. KILL for all may carry the reason.
+---@param number integer
+---@param tree boolean
+---@param reason? "timeout"|"cancel"|"output"|"close"
+---@return boolean sent
+function Program:signal(number, tree, reason)
+  return self.handle:signal(number, tree, reason)
+end
+
+function Program:pid()
+  local pid = self.handle:pid()
+  return pid > 0 and pid or nil
+end
+
+--- What to wait for besides the streams.
+function Program:waitable()
+  return self.handle
+end
+
+-- ---------------------------------------------------------------- sandboxes
+
+---@class moonsand.local.Sandbox
+---@field raw userdata
+local Sandbox = {}
+Sandbox.__index = Sandbox
+
+function Sandbox:can(name)
+  return native[name] and "native" or false
+end
+
+--- A failure when nothing can be asked of it any more.
+local function unusable(state)
+  if state == "broken" then
+    return errors.fail("protocol", "the sandbox's agent broke the protocol; it was ended")
+  end
+  return errors.fail("gone", "the sandbox ended")
+end
+
+local function spawn(self, argv, spec)
+  local handle, stdin, stdout, stderr = self.raw:spawn(argv, spec)
+  if not handle then
+    if stdout then
+      return unusable(stdout)
+    end
+    return errors.errno(stdin, "cannot start", { started = false })
+  end
+  local program = setmetatable({
+    sandbox = self,
+    handle = handle,
+    stdin = stdin,
+    stdout = stdout,
+    stderr = stderr,
+  }, Program)
+  self.running[program] = true
+  return program
+end
+
+--- Programs whose end nobody waited for are let go of when they are over.
+local function sweep(self)
+  self.starts = self.starts + 1
+  if self.starts % 64 ~= 0 then
+    return
+  end
+  for program in pairs(self.running) do
+    local state = program.handle:state()
+    if state ~= "starting" and state ~= "running" then
+      self.running[program] = nil
+    end
+  end
+end
+
+function Sandbox:forget(program)
+  self.running[program] = nil
+end
+
+--- Asks for a program to be started; answers at once.
+---@param spec table argv, env (list), cwd, umask, timeout, grace, max_output, limits, leave, merge; stdin, stdout, stderr: true for a pipe
+---@return moonsand.local.Program? program, string? message, string? code, table? detail
+function Sandbox:start(spec)
+  sweep(self)
+  for name, value in pairs(self.limits) do
+    if spec[name] == nil then
+      spec[name] = value
+    end
+  end
+  return spawn(self, spec.argv, spec)
+end
+
+--- One of the agent's own programs, which walk trees: see src/agent/worker.c.
+---@param argv string[]
+---@param opts? { stdin?: boolean, timeout?: number }
+function Sandbox:work(argv, opts)
+  opts = opts or {}
+  return spawn(self, argv, {
+    worker = true,
+    stdin = opts.stdin,
+    stdout = true,
+    stderr = false,
+    timeout = opts.timeout,
+    max_output = 0,
+  })
+end
+
+--- One call that the agent answers at once. The number of the error, 0 for none; the body; a file.
+---@param op integer
+---@param args { flags?: integer, mode?: integer, a?: number, b?: number, path?: string, path2?: string }
+---@return integer? errno, string body_or_message, any file_or_code, table? detail
+function Sandbox:call(op, args, limits)
+  local raw = self.raw
+  local id, errno, state =
+    raw:call(op, args.flags or 0, args.mode or 0, args.a or 0, args.b or 0, args.path, args.path2)
+  if not id then
+    if state then
+      return unusable(state)
+    end
+    return errors.errno(errno, "cannot ask the sandbox")
+  end
+  while true do
+    local number, body, file = raw:take(id)
+    if number then
+      if number == core.errno.ECONNRESET then
+        local now = raw:state()
+        if now == "closed" then
+          return errors.fail("closed", "the sandbox was closed")
+        elseif now ~= "ready" then
+          return unusable(now)
+        end
+      end
+      return number, body, file
+    end
+    local message, code, detail = loop.wait(limits, raw)
+    if message then
+      raw:abandon(id)
+      return errors.fail(code, message, detail)
+    end
+  end
+end
+
+--- "ready", "gone", "broken" or "closed".
+function Sandbox:state()
+  return (self.raw:state())
+end
+
+function Sandbox:pid()
+  return self.raw:pid()
+end
+
+function Sandbox:info()
+  return {
+    pid = self.raw:pid(),
+    isolation = "native",
+    limits = self.enforced,
+  }
+end
+
+--- Ends it; at once, without waiting. Idempotent.
+function Sandbox:close()
+  self.raw:close()
+  self.running = {}
+end
+
+--- Ends it and waits for the proof.
+function Sandbox:destroy(limits)
+  self:close()
+  while not self.raw:dead() do
+    local message, code, detail = loop.wait(limits, self.raw)
+    if message then
+      return errors.fail(code, message, detail)
+    end
+  end
+  return true
+end
+
+-- ---------------------------------------------------------------- creating
+
+local zygotes = setmetatable({}, { __mode = "k" }) -- by reactor
+
+--- The zygote of this process; another one when it died.
+local function zygote()
+  local reactor, message, code, detail = loop.reactor()
+  if not reactor then
+    return nil, message, code, detail
+  end
+  local there = zygotes[reactor]
+  if there and there:alive() then
+    return there
+  end
+  local errno
+  there, errno = core.zygote(reactor, M.agent)
+  if not there then
+    return doctor.unavailable("helper", errno, M.agent)
+  end
+  zygotes[reactor] = there
+  return there
+end
+
+--- How each limit is held here. What asks for more than that is refused.
+local HOW = {
+  disk = "tmpfs", inodes = "tmpfs", processes = "rlimit", open_files = "rlimit",
+  file_size = "rlimit", cpu_time = "rlimit",
+}
+local DEFAULTS = { disk = DISK, inodes = INODES, processes = 1024, open_files = 1024 }
+local KNOWN = {
+  disk = "number|string", inodes = "number", processes = "number", open_files = "number",
+  file_size = "number|string", cpu_time = "number", memory = "number|string", cpus = "number",
+}
+local SIZES = { disk = true, file_size = true, memory = true }
+
+local function read_limit(name, value)
+  if SIZES[name] then
+    return options.size("limits." .. name, value)
+  elseif not (value > 0) then
+    return errors.fail("invalid", ("limits.%s: %s is not a positive number"):format(name, tostring(value)))
+  end
+  return value
+end
+
+--- The limits to set, and how each is held; or a failure for one that cannot be.
+local function plan_limits(opts)
+  local limits, enforced = {}, {}
+  local waived = {}
+  for _, name in ipairs(opts.allow_unenforced or {}) do
+    waived[name] = true
+  end
+  for name, value in pairs(DEFAULTS) do
+    limits[name], enforced[name] = value, { value = value, by = HOW[name] }
+  end
+  for name, asked in pairs(options.check("moonsand.create: limits", opts.limits, KNOWN, 5)) do
+    local value, message, code, detail = read_limit(name, asked)
+    if not value then
+      return nil, message, code, detail
+    elseif not HOW[name] and not waived[name] then
+      return errors.fail("unavailable",
+        ("limits.%s cannot be held for a whole sandbox here"):format(name), {
+          cause = "no cgroup that this process may use",
+          fix = ("leave it out, limit single programs (exec's limits), or accept it with "
+            .. "allow_unenforced = { %q }"):format(name),
+        })
+    end
+    limits[name] = HOW[name] and value or nil
+    enforced[name] = { value = value, by = HOW[name] or "none" }
+  end
+  return limits, enforced
+end
+
+--- Waits until the new sandbox is ready.
+local function await_ready(raw, limits)
+  while true do
+    local state, errno, stage = raw:state()
+    if state == "ready" then
+      return true
+    elseif state ~= "starting" then
+      return doctor.unavailable(stage, errno, M.agent)
+    end
+    local message, code, detail = loop.wait(limits, raw)
+    if message then
+      raw:close()
+      return errors.fail(code, "the sandbox was not ready: " .. message, detail)
+    end
+  end
+end
+
+local function valid_hostname(name)
+  return #name <= 64 and name:find "^[%w][%w.-]*$" ~= nil
+end
+
+--- Makes a sandbox.
+---@return moonsand.local.Sandbox? sandbox, string? message, string? code, table? detail
+function M.create(opts, limits)
+  local hostname = opts.hostname or "sandbox"
+  if not valid_hostname(hostname) then
+    return errors.fail("invalid", ("hostname: %s is none"):format(options.quote(hostname)))
+  end
+  local planned, enforced, code, detail = plan_limits(opts)
+  if not planned then
+    return nil, enforced, code, detail
+  end
+  local from, message
+  from, message, code, detail = zygote()
+  if not from then
+    return nil, message, code, detail
+  end
+  local raw, errno = from:create {
+    disk = planned.disk,
+    inodes = planned.inodes,
+    hostname = hostname,
+    allow = opts.seccomp and opts.seccomp.allow or {},
+  }
+  if not raw then
+    return errors.errno(errno, "cannot create a sandbox")
+  end
+  local ok
+  ok, message, code, detail = await_ready(raw, limits)
+  if not ok then
+    return nil, message, code, detail
+  end
+  planned.disk, planned.inodes = nil, nil
+  return setmetatable({
+    raw = raw,
+    limits = planned, -- of each program, unless it says otherwise
+    enforced = enforced,
+    running = {}, -- keeps them alive: a dropped handle does nothing to its program
+    starts = 0,
+  }, Sandbox)
+end
+
+M.kill_confirmed = KILL_CONFIRMED
+
+return M

@@ -1,0 +1,303 @@
+--- A sandbox, and views of it: the same sandbox with defaults of their own. What they share is the
+--- *core*: the provider's sandbox, and whether it was closed.
+
+local environment = require "moonsand.environment"
+local errors = require "moonsand.errors"
+local loop = require "moonsand.loop"
+local options = require "moonsand.options"
+local paths = require "moonsand.paths"
+local processes = require "moonsand.process"
+local programs = require "moonsand.program"
+
+local M = {}
+
+---@class moonsand.Sandbox
+---@field id string
+---@field name string
+---@field provider string
+---@field owned boolean made by us: it ends with this handle
+---@field files moonsand.Files
+---@field private core table shared by all views
+---@field private defaults table of programs: cwd, env, clear_env, shell, user, timeout, max_output, umask, check
+local Sandbox = {}
+Sandbox.__name = "moonsand.Sandbox"
+
+--- Parts that are loaded when they are used first: field -> module.
+local parts = { files = "moonsand.files" }
+
+--- Methods that live in files of their own: method -> module that exports it.
+local elsewhere = {
+  run = "moonsand.code",
+  run_code = "moonsand.code",
+  languages = "moonsand.code",
+}
+
+--- Sugar like `box:python(code)` comes from the languages table.
+local function language_helper(name)
+  return require("moonsand.code").helpers[name]
+end
+
+Sandbox.__index = function(self, key)
+  local method = Sandbox[key]
+  if method ~= nil then
+    return method
+  elseif parts[key] then
+    local part = require(parts[key]).new(self)
+    rawset(self, key, part)
+    return part
+  elseif elsewhere[key] then
+    method = require(elsewhere[key])[key]
+  else
+    method = type(key) == "string" and language_helper(key) or nil
+  end
+  Sandbox[key] = method
+  return method
+end
+
+Sandbox.__tostring = function(self)
+  return ("moonsand.Sandbox (%s, %s, %s)"):format(self.id, self.provider,
+    self.core.closed and "closed" or self.core.driver:state())
+end
+
+local function check_open(self, call)
+  if self.core.closed then
+    errors.raise(3, "%s: the sandbox was closed", call)
+  end
+end
+
+--- Raises at the caller's line when the sandbox was closed. For the parts of a sandbox.
+---@param call string
+---@param level integer
+function Sandbox:check_open(call, level)
+  if self.core.closed then
+    errors.raise(level + 1, "%s: the sandbox was closed", call)
+  end
+end
+
+local VIEW = {
+  cwd = "string",
+  env = "table",
+  clear_env = "boolean",
+  shell = "string|table",
+  user = "string|number",
+  timeout = "number",
+  max_output = "number|string",
+  umask = "string",
+  check = "boolean",
+}
+M.view_options = VIEW
+
+local function handle(core, fields, defaults)
+  return setmetatable({
+    core = core,
+    id = fields.id,
+    name = fields.name,
+    provider = fields.provider,
+    owned = fields.owned,
+    defaults = defaults,
+  }, Sandbox)
+end
+
+-- ---------------------------------------------------------------- programs
+
+--- Runs a command to its end.
+---@param command string|string[] a string goes to the shell, a list never meets one
+---@param opts? table|number
+---@return moonsand.Result? result, string? message, string? code, table? detail
+function Sandbox:exec(command, opts)
+  opts = options.check("box:exec", opts, programs.exec_options)
+  check_open(self, "box:exec")
+  return processes.exec(self, "box:exec", command, opts, 2)
+end
+
+--- Starts a command.
+---@param command string|string[]
+---@param opts? table|number
+---@return moonsand.Process? process, string? message, string? code, table? detail
+function Sandbox:start(command, opts)
+  opts = options.check("box:start", opts, programs.start_options)
+  check_open(self, "box:start")
+  return processes.start(self, "box:start", command, opts, 2)
+end
+
+-- ---------------------------------------------------------------- views and defaults
+
+local function copy(from)
+  local to = {}
+  for key, value in pairs(from) do
+    to[key] = value
+  end
+  return to
+end
+
+--- The same sandbox with its own defaults. What is not given stays as it is here.
+---@param opts table cwd, env, clear_env, shell, user, timeout, max_output, umask, check
+---@return moonsand.Sandbox? view, string? message, string? code, table? detail
+function Sandbox:view(opts)
+  opts = options.check("box:view", opts, VIEW)
+  check_open(self, "box:view")
+  local ok, message, code, detail = environment.check("box:view: env", opts.env, 2)
+  if not ok then
+    return nil, message, code, detail
+  end
+  local defaults = copy(self.defaults)
+  for name, value in pairs(opts) do
+    defaults[name] = value
+  end
+  if opts.env then
+    defaults.env = copy(not opts.clear_env and self.defaults.env or {})
+    for name, value in pairs(opts.env) do
+      defaults.env[name] = value
+    end
+  end
+  if opts.cwd then
+    defaults.cwd, message, code, detail = paths.resolve(self, opts.cwd)
+    if not defaults.cwd then
+      return nil, message, code, detail
+    end
+  end
+  return handle(self.core, self, defaults)
+end
+
+--- Changes the working directory of this handle.
+---@param path string
+---@param opts? table|number
+---@return true|nil ok, string? message, string? code, table? detail
+function Sandbox:cd(path, opts)
+  opts = options.check("box:cd", opts, { timeout = "number", cancel = "table" })
+  check_open(self, "box:cd")
+  if type(path) ~= "string" then
+    errors.raise(2, "box:cd: a path is a string, got %s", type(path))
+  end
+  local target, message, code, detail = paths.resolve(self, path)
+  if not target then
+    return nil, message, code, detail
+  end
+  local entry
+  entry, message, code, detail = self.files:stat(target, opts)
+  if not entry then
+    return nil, message, code, detail
+  elseif entry.type ~= "directory" then
+    return errors.fail("not_a_directory", ("%s is no directory"):format(options.quote(target)),
+      { path = target })
+  end
+  self.defaults.cwd = target
+  return true
+end
+
+--- The working directory of programs that this handle starts.
+---@return string
+function Sandbox:cwd()
+  return self.defaults.cwd
+end
+
+--- Sets a variable for the programs that this handle starts; nil or false takes it out.
+---@param name string
+---@param value string|number|false|nil
+---@return true|nil ok, string? message, string? code, table? detail
+function Sandbox:setenv(name, value)
+  check_open(self, "box:setenv")
+  if type(name) ~= "string" then
+    errors.raise(2, "box:setenv: names of variables are strings, got %s", type(name))
+  end
+  local set = { [name] = value == nil and false or value }
+  local ok, message, code, detail = environment.check("box:setenv", set, 2)
+  if not ok then
+    return nil, message, code, detail
+  end
+  self.defaults.env[name] = set[name]
+  return true
+end
+
+--- One variable of the next program, or all of them.
+---@param name? string
+---@return string|table<string, string>|nil
+function Sandbox:getenv(name)
+  check_open(self, "box:getenv")
+  local variables = programs.environment("box:getenv", self.defaults, {}, 2)
+  if name == nil then
+    return variables
+  end
+  return variables[name]
+end
+
+-- ---------------------------------------------------------------- about it
+
+--- Whether the provider can do something: "native", "portable" or false.
+---@param capability string
+---@return "native"|"portable"|false
+function Sandbox:can(capability)
+  local known = {}
+  for _, name in ipairs(self.core.provider.capabilities) do
+    known[name] = true
+  end
+  if not known[capability] then
+    local near = type(capability) == "string" and options.nearest(capability, known)
+    errors.raise(2, "box:can: there is no capability %s%s", options.quote(capability),
+      near and (" (did you mean '" .. near .. "'?)") or "")
+  end
+  return self.core.driver:can(capability)
+end
+
+--- What is known of it: id, name, provider, state, created_at, metadata, limits and how each is held.
+---@return table
+function Sandbox:info()
+  check_open(self, "box:info")
+  local info = self.core.driver:info()
+  info.id, info.name, info.provider = self.id, self.name, self.provider
+  info.state = self.core.driver:state()
+  info.created_at = self.core.created_at
+  info.metadata = self.core.metadata
+  return info
+end
+
+-- ---------------------------------------------------------------- the end
+
+--- Ends a sandbox that we created: at once, without waiting. Idempotent.
+function Sandbox:close()
+  local core = self.core
+  if not core.closed then
+    core.closed = true
+    core.driver:close()
+  end
+end
+
+Sandbox.__close = Sandbox.close
+
+--- Ends it and waits for the proof that nothing of it runs. Already gone is true.
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Sandbox:destroy(opts)
+  opts = options.check("box:destroy", opts, { timeout = "number", cancel = "table" })
+  self.core.closed = true
+  return self.core.driver:destroy(loop.limits(opts))
+end
+
+-- ---------------------------------------------------------------- creating
+
+--- The handle of a provider's sandbox.
+---@param provider table
+---@param driver table the provider's sandbox
+---@param fields { id: string, name: string, owned: boolean, metadata: table? }
+---@param defaults table
+---@return moonsand.Sandbox
+function M.new(provider, driver, fields, defaults)
+  local core = {
+    provider = provider,
+    driver = driver,
+    closed = false,
+    started = 0, -- programs, ever
+    created_at = os.time(),
+    metadata = fields.metadata,
+  }
+  defaults.cwd = defaults.cwd or environment.base.HOME
+  defaults.env = copy(defaults.env or {})
+  return handle(core, {
+    id = fields.id,
+    name = fields.name,
+    provider = provider.name,
+    owned = fields.owned,
+  }, defaults)
+end
+
+return M

@@ -1,0 +1,95 @@
+/* The agent: one small static program. Started once per host process as the *zygote*; each fork of
+ * it into new namespaces goes on as the *agent* of one sandbox, pid 1 inside.
+ *
+ *   main.c     the zygote: its socket, forking sandboxes, dying with the host
+ *   setup.c    what a fresh fork does to become a sandbox: mounts, limits, privileges
+ *   filter.c   the system call filter
+ *   loop.c     the agent's life: requests in, exits out, timers
+ *   exec.c     programs: starting, tagging, reaping, killing trees
+ *   files.c    the file calls, answered at once
+ *   worker.c   the file calls that walk trees: a fork of the agent, output on a pipe
+ *
+ * The agent has no secrets but one: the number that lets its own prlimit calls through the filter.
+ * It trusts the host, and nothing else in the sandbox. */
+#ifndef MS_AGENT_H
+#define MS_AGENT_H
+
+#include "../wire.h"
+
+#include <stdint.h>
+#include <sys/types.h>
+
+/* The one user inside. Never 0, inside or outside. */
+#define MS_UID 1000
+#define MS_GID 1000
+#define MS_USER "sandbox"
+#define MS_HOME "/workspace"
+
+/* The host drops to this uid and gid when it is root. */
+#define MS_UNPRIVILEGED 65534
+
+#define MS_ALLOW_MAX 16
+/* MS_CREATE's body, in this order. Sizes are bytes. */
+typedef struct ms_config {
+  const char *version; /* MS_VERSION: host and agent must be of one build */
+  uint64_t disk, inodes;
+  const char *hostname;
+  uint32_t allow_count; /* then as many strings: system calls to allow again */
+  const char *allow[MS_ALLOW_MAX];
+} ms_config;
+
+/* Limits of one exec, as rlimits of each of its processes. MS_UNLIMITED leaves one alone. */
+#define MS_UNLIMITED UINT64_MAX
+typedef struct ms_limits {
+  uint64_t memory, cpu_time, open_files, file_size, processes;
+} ms_limits;
+
+#define MS_EXEC_WORKER 1u /* argv is for worker_main, not for execve */
+#define MS_EXEC_LEAVE 2u  /* let what the first process leaves behind live */
+#define MS_EXEC_STDIN 4u  /* a file follows for each of these; without it: /dev/null */
+#define MS_EXEC_STDOUT 8u
+#define MS_EXEC_STDERR 16u
+#define MS_EXEC_MERGE 32u /* stderr goes where stdout goes */
+
+/* MS_EXEC's body, in this order. */
+typedef struct ms_exec {
+  uint32_t flags;
+  uint32_t umask;
+  uint64_t timeout_ns, grace_ns; /* timeout 0: none */
+  ms_limits limits;
+  const char *cwd;
+  uint32_t argc; /* then as many strings */
+  uint32_t envc; /* then as many strings, NAME=value */
+} ms_exec;
+
+/* setup.c: turns this process, just cloned into new namespaces, into a sandbox.
+ * 0, or a negative errno with the stage that failed. */
+int ms_setup(const ms_config *config, uid_t uid, gid_t gid, uint64_t secret, const char **stage);
+
+/* loop.c: serves until the host is gone or the socket is closed. */
+_Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret);
+/* Sends, or queues when the socket is full. Takes ownership of fd (-1: none). */
+void ms_agent_send(uint16_t type, uint32_t id, const ms_writer *body, int fd);
+
+/* exec.c */
+void ms_exec_init(uint64_t secret);
+/* Starts what an MS_EXEC says; `fds` stay the caller's. Answers MS_STARTED or MS_REFUSED. */
+void ms_exec_start(uint32_t id, ms_reader *body, const int *fds, size_t fd_count);
+void ms_exec_signal(uint32_t id, uint32_t signal, uint32_t target, uint32_t reason);
+/* Reaps, fires what is due, reports what is over. Call after SIGCHLD and when a timer is due. */
+void ms_exec_step(void);
+/* When ms_exec_step has to be called next at the latest (ms_clock_ns); UINT64_MAX: no need. */
+uint64_t ms_exec_deadline(void);
+
+/* files.c: answers MS_CALL. Returns 0 or a negative errno; `reply` has room for MS_WIRE_MAX / 2.
+ * `file` (-1: none) holds what came along with the call, and afterwards what goes to the host: a
+ * regular file. Both are the caller's to close. */
+int ms_files_call(ms_reader *body, ms_writer *reply, int *file);
+
+/* worker.c: the built-in programs, run in a fork of the agent with its own stdio; returns the exit
+ * status. argv[0] is the name. */
+int ms_worker_main(int argc, char **argv);
+
+uint64_t ms_clock_ns(void);
+
+#endif

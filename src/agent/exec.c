@@ -1,0 +1,459 @@
+/* Programs: starting them, knowing which process belongs to which, learning how they end, and
+ * ending all that they started.
+ *
+ * A process group does not hold what calls setsid. So each exec's first process gets a *tag* that
+ * its descendants inherit and cannot change: RLIMIT_LOCKS, which the kernel has ignored since 2.4,
+ * is set to the exec's own number, and the filter refuses to set it again. Trees are found by
+ * reading that limit of every process in /proc. A process with a pending SIGKILL cannot fork, so
+ * passes of "kill all that is tagged" come to an end even against a fork bomb.
+ *
+ * An exec is over when its first process was reaped and nothing with its tag is left (or, with
+ * MS_EXEC_LEAVE, at once). Only then the host is told. */
+#include "agent.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/close_range.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define PASS_INTERVAL_NS UINT64_C(1000000)
+/* Where the numbered entries of a /proc directory stream begin. */
+#define PROC_FIRST_PID 256
+
+typedef struct exec {
+  struct exec *next;
+  uint32_t id;
+  pid_t pid; /* of the first process */
+  uint32_t flags;
+  uint64_t tag;
+  uint64_t started_ns;
+  uint64_t deadline_ns; /* the timeout, then the end of the grace; UINT64_MAX: none */
+  uint64_t grace_ns;
+  uint32_t reason;
+  bool ended;   /* the first process was reaped: `exit` holds how */
+  bool killing; /* SIGKILL for the whole tree, in passes until none is left */
+  ms_exit exit;
+} exec;
+
+static exec *execs;
+static uint64_t last_tag, secret;
+static int proc_fd = -1;
+
+void ms_exec_init(uint64_t own_secret) {
+  secret = own_secret;
+  proc_fd = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+/* Tags ---------------------------------------------------------------------------------------- */
+
+/* prlimit with the register that lets it through the filter. */
+static int agent_prlimit(pid_t pid, int resource, const struct rlimit *set, struct rlimit *get) {
+  return (int)syscall(SYS_prlimit64, pid, resource, set, get, secret, 0);
+}
+
+/* The exec number that a process carries; 0 when it is gone. Works for zombies. */
+static uint64_t tag_of(pid_t pid) {
+  struct rlimit tag;
+  return agent_prlimit(pid, RLIMIT_LOCKS, NULL, &tag) == 0 ? (uint64_t)tag.rlim_cur : 0;
+}
+
+/* Through a pidfd: should the number be given to another process meanwhile, that one is spared. */
+static bool signal_tagged(pid_t pid, uint64_t tag, int number) {
+  if (tag_of(pid) != tag)
+    return false;
+  int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+  if (pidfd < 0)
+    return errno != ESRCH;
+  bool ours = tag_of(pid) == tag;
+  if (ours && number > 0)
+    syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0);
+  close(pidfd);
+  return ours;
+}
+
+struct dirent64_header {
+  uint64_t inode, offset;
+  unsigned short length;
+  unsigned char type;
+  char name[];
+};
+
+/* One pass over all processes: how many carry the tag. Each of them is sent the signal (0: none).
+ */
+static size_t signal_tree(uint64_t tag, int number) {
+  static char entries[16 * 1024] __attribute__((aligned(8)));
+  size_t found = 0;
+  lseek(proc_fd, PROC_FIRST_PID, SEEK_SET);
+  for (;;) {
+    long length = syscall(SYS_getdents64, proc_fd, entries, sizeof entries);
+    if (length <= 0)
+      return found;
+    for (long at = 0; at < length;) {
+      const struct dirent64_header *entry = (const void *)(entries + at);
+      at += entry->length;
+      pid_t pid = (pid_t)strtol(entry->name, NULL, 10); /* 0 for "self" and its like */
+      if (pid > 1 && signal_tagged(pid, tag, number))
+        found++;
+    }
+  }
+}
+
+/* Starting ------------------------------------------------------------------------------------ */
+
+/* What went wrong in a child before its program ran. The child of vfork shares our memory. */
+typedef struct failure {
+  int error;
+  const char *what;
+} failure;
+
+static volatile failure child_failure;
+
+static _Noreturn void child_fail(const char *what) {
+  child_failure.error = errno;
+  child_failure.what = what;
+  _exit(127);
+}
+
+/* Keeps what is there when it cannot be raised so far: only what was asked for is refused. */
+static void child_limit(int resource, uint64_t value) {
+  if (value == MS_UNLIMITED)
+    return;
+  struct rlimit limit = {value, value};
+  if (resource == RLIMIT_CPU)
+    limit.rlim_max = value + 1; /* XCPU first, which names the reason, then KILL */
+  if (agent_prlimit(0, resource, &limit, NULL) < 0)
+    child_fail("limits");
+}
+
+/* Everything between the fork and the program: only async-signal-safe calls, no memory changed
+ * that the agent reads, but for the report of a failure. */
+static void child_prepare(const ms_exec *e, const int *stdio, uint64_t tag) {
+  setsid();
+  for (int fd = 0; fd < 3; fd++)
+    if (stdio[fd] >= 0 && dup2(stdio[fd], fd) < 0)
+      child_fail("stdio");
+  syscall(SYS_close_range, 3, ~0u, e->flags & MS_EXEC_WORKER ? 0 : CLOSE_RANGE_CLOEXEC);
+  if (chdir(e->cwd) < 0)
+    child_fail("cwd");
+  umask((mode_t)e->umask);
+  child_limit(RLIMIT_LOCKS, tag);
+  child_limit(RLIMIT_DATA, e->limits.memory);
+  child_limit(RLIMIT_CPU, e->limits.cpu_time);
+  child_limit(RLIMIT_NOFILE, e->limits.open_files);
+  child_limit(RLIMIT_FSIZE, e->limits.file_size);
+  child_limit(RLIMIT_NPROC, e->limits.processes);
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+/* A file that is there and "not found" names an interpreter that is not. */
+static _Noreturn void child_exec_failed(const char *path) {
+  int error = errno;
+  struct stat st;
+  bool there = stat(path, &st) == 0;
+  errno = there && S_ISDIR(st.st_mode) ? EISDIR : error;
+  child_fail(there && error == ENOENT ? "interpreter" : "program");
+}
+
+/* Like execvpe, by the PATH of the program's own environment, and without its fall-back to a
+ * shell: a list never meets one. */
+static _Noreturn void child_exec(char *const *argv, char *const *envp) {
+  static char path[PATH_MAX];
+  const char *name = argv[0], *search = "/usr/local/bin:/usr/bin:/bin";
+  if (name[0] == '\0') {
+    errno = ENOENT;
+    child_fail("program");
+  }
+  if (strchr(name, '/')) {
+    execve(name, argv, envp);
+    child_exec_failed(name);
+  }
+  for (char *const *e = envp; *e; e++)
+    if (strncmp(*e, "PATH=", 5) == 0)
+      search = *e + 5;
+  bool denied = false;
+  for (const char *end; *search; search = *end ? end + 1 : end) {
+    end = strchrnul(search, ':');
+    int length = (int)(end - search);
+    if (snprintf(path, sizeof path, "%.*s/%s", length, length ? search : ".", name) >=
+        (int)sizeof path)
+      continue;
+    execve(path, argv, envp);
+    if (errno == EACCES)
+      denied = true;
+    else if (errno != ENOENT && errno != ENOTDIR)
+      child_exec_failed(path);
+    else if (errno == ENOENT && access(path, F_OK) == 0)
+      child_exec_failed(path);
+  }
+  errno = denied ? EACCES : ENOENT;
+  child_fail("program");
+}
+
+static _Noreturn void child_work(const ms_exec *e, const int *stdio, uint64_t tag,
+                                 char *const *argv) {
+  child_prepare(e, stdio, tag);
+  _exit(ms_worker_main((int)e->argc, (char **)argv));
+}
+
+/* 0 or the failure's number; `what` says where. */
+static pid_t spawn(const ms_exec *e, const int *stdio, uint64_t tag, char *const *argv,
+                   char *const *envp) {
+  child_failure.error = 0;
+  if (e->flags & MS_EXEC_WORKER) {
+    pid_t pid = fork();
+    if (pid == 0)
+      child_work(e, stdio, tag, argv);
+    if (pid < 0)
+      child_failure.error = errno, child_failure.what = "fork";
+    return pid;
+  }
+  pid_t pid = vfork();
+  if (pid == 0) {
+    child_prepare(e, stdio, tag);
+    child_exec(argv, envp);
+  }
+  if (pid < 0)
+    child_failure.error = errno, child_failure.what = "fork";
+  else if (child_failure.error)
+    waitpid(pid, NULL, 0);
+  return pid;
+}
+
+/* `count` strings into a NULL-terminated vector. */
+static bool read_vector(ms_reader *body, char **vector, uint32_t count) {
+  for (uint32_t i = 0; i < count && !body->bad; i++)
+    vector[i] = (char *)ms_get_str(body);
+  vector[count] = NULL;
+  return !body->bad;
+}
+
+/* Both vectors in one block, to be freed through *argv. */
+static bool read_vectors(ms_reader *body, ms_exec *e, char ***argv, char ***envp) {
+  e->argc = ms_get_u32(body);
+  e->envc = ms_get_u32(body);
+  const uint32_t most = (uint32_t)(body->length / 5); /* a string takes five bytes at least */
+  if (body->bad || e->argc == 0 || e->argc > most || e->envc > most)
+    return false;
+  *argv = calloc((size_t)e->argc + e->envc + 2, sizeof **argv);
+  if (!*argv)
+    return false;
+  *envp = *argv + e->argc + 1;
+  return read_vector(body, *argv, e->argc) && read_vector(body, *envp, e->envc);
+}
+
+static void read_exec(ms_reader *body, ms_exec *e) {
+  e->flags = ms_get_u32(body);
+  e->umask = ms_get_u32(body);
+  e->timeout_ns = ms_get_u64(body);
+  e->grace_ns = ms_get_u64(body);
+  e->limits.memory = ms_get_u64(body);
+  e->limits.cpu_time = ms_get_u64(body);
+  e->limits.open_files = ms_get_u64(body);
+  e->limits.file_size = ms_get_u64(body);
+  e->limits.processes = ms_get_u64(body);
+  e->cwd = ms_get_str(body);
+}
+
+/* Deals the files that came along to 0, 1 and 2, as the flags say. */
+static bool deal_stdio(const ms_exec *e, const int *fds, size_t count, int *stdio) {
+  size_t next = 0;
+  const uint32_t wanted[3] = {MS_EXEC_STDIN, MS_EXEC_STDOUT, MS_EXEC_STDERR};
+  for (int fd = 0; fd < 3; fd++) {
+    stdio[fd] = -1;
+    if (!(e->flags & wanted[fd]))
+      continue;
+    if (next == count)
+      return false;
+    stdio[fd] = fds[next++];
+  }
+  if (e->flags & MS_EXEC_MERGE)
+    stdio[2] = stdio[1];
+  return next == count;
+}
+
+static void refuse(uint32_t id, int error, const char *what) {
+  char text[64];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  ms_put_u32(&body, (uint32_t)error);
+  ms_put_str(&body, what);
+  ms_agent_send(MS_REFUSED, id, &body, -1);
+}
+
+static void announce(uint32_t id, pid_t pid) {
+  char text[8];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  ms_put_u32(&body, (uint32_t)pid);
+  ms_agent_send(MS_STARTED, id, &body, -1);
+}
+
+void ms_exec_start(uint32_t id, ms_reader *body, const int *fds, size_t fd_count) {
+  ms_exec e = {0};
+  char **argv = NULL, **envp = NULL;
+  int stdio[3];
+  read_exec(body, &e);
+  exec *x = calloc(1, sizeof *x);
+  if (!x || !read_vectors(body, &e, &argv, &envp) || !ms_get_end(body) ||
+      !deal_stdio(&e, fds, fd_count, stdio)) {
+    refuse(id, EPROTO, "request");
+    free(argv);
+    free(x);
+    return;
+  }
+  uint64_t now = ms_clock_ns();
+  *x = (exec){.next = execs,
+              .id = id,
+              .flags = e.flags,
+              .tag = ++last_tag,
+              .started_ns = now,
+              .deadline_ns = e.timeout_ns ? now + e.timeout_ns : UINT64_MAX,
+              .grace_ns = e.grace_ns};
+  x->pid = spawn(&e, stdio, x->tag, argv, envp);
+  free(argv);
+  if (child_failure.error) {
+    refuse(id, child_failure.error, child_failure.what);
+    free(x);
+    return;
+  }
+  execs = x;
+  announce(id, x->pid);
+}
+
+/* Ending -------------------------------------------------------------------------------------- */
+
+static exec *find(uint32_t id) {
+  for (exec *x = execs; x; x = x->next)
+    if (x->id == id)
+      return x;
+  return NULL;
+}
+
+static void kill_tree(exec *x, uint32_t reason) {
+  if (!x->reason)
+    x->reason = reason;
+  x->killing = true;
+  x->deadline_ns = UINT64_MAX;
+  signal_tree(x->tag, SIGKILL);
+}
+
+void ms_exec_signal(uint32_t id, uint32_t number, uint32_t target, uint32_t reason) {
+  exec *x = find(id);
+  if (!x || number == 0 || number > (uint32_t)SIGRTMAX)
+    return;
+  if (number == SIGKILL && target == MS_TARGET_TREE)
+    kill_tree(x, reason);
+  else if (target == MS_TARGET_TREE)
+    signal_tree(x->tag, (int)number);
+  else if (!x->ended)
+    kill(x->pid, (int)number); /* not reaped yet, so still the same process */
+}
+
+static void add_usage(ms_exit *to, const struct rusage *usage) {
+  to->user_us += (uint64_t)usage->ru_utime.tv_sec * 1000000u + (uint64_t)usage->ru_utime.tv_usec;
+  to->system_us += (uint64_t)usage->ru_stime.tv_sec * 1000000u + (uint64_t)usage->ru_stime.tv_usec;
+  if ((uint64_t)usage->ru_maxrss > to->max_rss_kib)
+    to->max_rss_kib = (uint64_t)usage->ru_maxrss;
+  to->read_blocks += (uint64_t)usage->ru_inblock;
+  to->write_blocks += (uint64_t)usage->ru_oublock;
+}
+
+/* Reaps what has ended. False when no child is left at all, so nothing in the sandbox is. */
+static bool reap(void) {
+  for (;;) {
+    siginfo_t info = {0};
+    if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) < 0)
+      return false;
+    if (info.si_pid == 0)
+      return true;
+    uint64_t tag = tag_of(info.si_pid); /* before the zombie is gone */
+    int status;
+    struct rusage usage;
+    if (wait4(info.si_pid, &status, 0, &usage) < 0)
+      continue;
+    for (exec *x = execs; x; x = x->next) {
+      if (x->tag != tag)
+        continue;
+      add_usage(&x->exit, &usage);
+      if (x->pid == info.si_pid && !x->ended) {
+        x->ended = true;
+        x->exit.pid = x->pid;
+        x->exit.status = status;
+        x->exit.duration_ns = ms_clock_ns() - x->started_ns;
+      }
+    }
+  }
+}
+
+static void fire_timeout(exec *x) {
+  if (x->reason == MS_REASON_TIMEOUT || x->grace_ns == 0) {
+    kill_tree(x, MS_REASON_TIMEOUT);
+    return;
+  }
+  x->reason = MS_REASON_TIMEOUT;
+  x->deadline_ns += x->grace_ns;
+  signal_tree(x->tag, SIGTERM);
+}
+
+/* True when nothing is left of it. Kills what is. */
+static bool is_over(exec *x, bool children_left) {
+  if (!x->ended)
+    return false;
+  return (x->flags & MS_EXEC_LEAVE && !x->killing) || !children_left ||
+         signal_tree(x->tag, SIGKILL) == 0;
+}
+
+static void report(const exec *x) {
+  char text[128];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  ms_exit e = x->exit;
+  e.reason = x->reason;
+  ms_put_exit(&body, &e);
+  ms_agent_send(MS_EXITED, x->id, &body, -1);
+}
+
+void ms_exec_step(void) {
+  if (!execs) {
+    reap();
+    return;
+  }
+  uint64_t now = ms_clock_ns();
+  for (exec *x = execs; x; x = x->next) {
+    if (x->deadline_ns <= now && !x->ended)
+      fire_timeout(x);
+    else if (x->killing && !x->ended)
+      signal_tree(x->tag, SIGKILL);
+  }
+  bool children_left = reap();
+  for (exec **at = &execs; *at;) {
+    exec *x = *at;
+    if (!is_over(x, children_left)) {
+      at = &x->next;
+      continue;
+    }
+    report(x);
+    *at = x->next;
+    free(x);
+  }
+}
+
+uint64_t ms_exec_deadline(void) {
+  uint64_t deadline = UINT64_MAX;
+  for (const exec *x = execs; x; x = x->next) {
+    if (x->killing || x->ended)
+      return ms_clock_ns() + PASS_INTERVAL_NS;
+    if (x->deadline_ns < deadline)
+      deadline = x->deadline_ns;
+  }
+  return deadline;
+}

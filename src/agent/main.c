@@ -1,0 +1,240 @@
+/* The zygote: the host's only child, one per host process. Forks a sandbox for each MS_CREATE it
+ * is sent, reaps the dead ones, and takes the living ones along when the host dies: it watches a
+ * pidfd of the host, because PDEATHSIG belongs to a thread and a socket may be held open by a fork.
+ *
+ * It is started with an empty environment and these files: 0 to 2 /dev/null, 3 its socket to the
+ * host, 4 the host's pidfd. */
+#include "agent.h"
+#include "filter.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/keyctl.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { HOST_SOCKET = 3, HOST_PIDFD = 4 };
+
+/* What one user of the host may be made to spend by one sandbox: counted per user namespace, with
+ * these as the ceiling. */
+enum { MAX_PENDING_SIGNALS = 4096, MAX_QUEUE_BYTES = 819200 };
+
+typedef struct zygote {
+  uid_t uid;
+  gid_t gid;
+  int signals; /* signalfd of SIGCHLD */
+  pid_t *children;
+  size_t count, capacity;
+} zygote;
+
+static void write_file(const char *path, const char *text) {
+  int fd = open(path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0)
+    return;
+  if (write(fd, text, strlen(text)) < 0) {
+    /* The caller finds out by what it tries next. */
+  }
+  close(fd);
+}
+
+static void reset_signals(void) {
+  for (int signal_number = 1; signal_number < NSIG; signal_number++)
+    signal(signal_number, SIG_DFL); /* fails for KILL and STOP: nothing to reset there */
+}
+
+/* Uid 0 of the first user namespace must not be mapped into a sandbox: it would own the host's
+ * files. Where 0 is somebody else outside (a rootless container), there is nobody to become. */
+static int drop_root(void) {
+  if (geteuid() != 0)
+    return 0;
+  if (setgroups(0, NULL) == 0 &&
+      setresgid(MS_UNPRIVILEGED, MS_UNPRIVILEGED, MS_UNPRIVILEGED) == 0 &&
+      setresuid(MS_UNPRIVILEGED, MS_UNPRIVILEGED, MS_UNPRIVILEGED) == 0)
+    return prctl(PR_SET_DUMPABLE, 1, 0, 0, 0); /* a fork writes its own uid_map */
+  unsigned inside = 0, outside = 0;
+  FILE *map = fopen("/proc/self/uid_map", "re");
+  bool contained =
+      map && fscanf(map, "%u %u", &inside, &outside) == 2 && inside == 0 && outside != 0;
+  if (map)
+    fclose(map);
+  return contained ? 0 : -1;
+}
+
+static int zygote_prepare(zygote *z) {
+  reset_signals();
+  sigset_t chld;
+  sigemptyset(&chld);
+  sigaddset(&chld, SIGCHLD);
+  sigprocmask(SIG_SETMASK, &chld, NULL);
+  z->signals = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);
+  prctl(PR_SET_NAME, "moonsand");
+  umask(0);
+  if (chdir("/") < 0 || z->signals < 0)
+    return -1;
+  fcntl(HOST_SOCKET, F_SETFD, FD_CLOEXEC);
+  fcntl(HOST_PIDFD, F_SETFD, FD_CLOEXEC);
+
+  /* One anonymous keyring for all: a keyring each would exhaust the user's quota. What is inside
+   * cannot reach it, keyctl is filtered. */
+  syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL, 0, 0, 0);
+  write_file("/proc/self/oom_score_adj", "500"); /* rather them than the host */
+  setrlimit(RLIMIT_SIGPENDING, &(struct rlimit){MAX_PENDING_SIGNALS, MAX_PENDING_SIGNALS});
+  setrlimit(RLIMIT_MSGQUEUE, &(struct rlimit){MAX_QUEUE_BYTES, MAX_QUEUE_BYTES});
+  /* 1, not 0: the one value at which the kernel does not run a core_pattern handler either. */
+  setrlimit(RLIMIT_CORE, &(struct rlimit){1, 1});
+  if (drop_root() < 0)
+    return -1;
+  z->uid = geteuid();
+  z->gid = getegid();
+  return 0;
+}
+
+/* Children ------------------------------------------------------------------------------------ */
+
+static void zygote_reap(zygote *z) {
+  struct signalfd_siginfo drained[16];
+  while (read(z->signals, drained, sizeof drained) > 0)
+    continue;
+  pid_t pid;
+  while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
+    for (size_t i = 0; i < z->count; i++)
+      if (z->children[i] == pid) {
+        z->children[i] = z->children[--z->count];
+        break;
+      }
+}
+
+static _Noreturn void zygote_end(const zygote *z) {
+  for (size_t i = 0; i < z->count; i++)
+    kill(z->children[i], SIGKILL);
+  _exit(0);
+}
+
+/* Sandboxes ----------------------------------------------------------------------------------- */
+
+static bool read_config(ms_reader *body, ms_config *config) {
+  config->version = ms_get_str(body);
+  config->disk = ms_get_u64(body);
+  config->inodes = ms_get_u64(body);
+  config->hostname = ms_get_str(body);
+  config->allow_count = ms_get_u32(body);
+  if (config->allow_count > MS_ALLOW_MAX)
+    return false;
+  for (uint32_t i = 0; i < config->allow_count; i++)
+    config->allow[i] = ms_get_str(body);
+  return ms_get_end(body) && strcmp(config->version, MS_VERSION) == 0;
+}
+
+/* What may be allowed again is decided here, not by who asks. */
+static bool may_allow(const ms_config *config) {
+  for (uint32_t i = 0; i < config->allow_count; i++)
+    if (!ms_filter_knows(config->allow[i]))
+      return false;
+  return true;
+}
+
+static _Noreturn void become_agent(const zygote *z, const ms_config *config, int socket) {
+  close(z->signals);
+  close(HOST_SOCKET);
+  uint64_t secret = 0;
+  const char *stage = "getrandom";
+  int error = getrandom(&secret, sizeof secret, 0) == sizeof secret ? 0 : -errno;
+  if (error == 0)
+    error = ms_setup(config, z->uid, z->gid, secret, &stage);
+  if (error == 0)
+    ms_agent_loop(socket, HOST_PIDFD, secret);
+  char text[256];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  ms_put_u32(&body, (uint32_t)-error);
+  ms_put_str(&body, stage);
+  ms_send(socket, &(ms_header){.type = MS_FAILED}, body.data, body.length, NULL, 0);
+  _exit(1);
+}
+
+static pid_t clone_sandbox(int *pidfd) {
+  unsigned long flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC |
+                        CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_PIDFD | SIGCHLD;
+  return (pid_t)syscall(SYS_clone, flags, NULL, pidfd, NULL, NULL);
+}
+
+static void zygote_create(zygote *z, ms_message *request) {
+  ms_config config;
+  int pidfd = -1, error = 0;
+  pid_t pid = 0;
+  const char *stage = "";
+  if (z->count == z->capacity) {
+    size_t capacity = z->capacity ? z->capacity * 2 : 16;
+    pid_t *grown = realloc(z->children, capacity * sizeof *grown);
+    if (grown) {
+      z->children = grown;
+      z->capacity = capacity;
+    } else {
+      error = ENOMEM, stage = "memory";
+    }
+  }
+  if (!read_config(&request->body, &config) || request->fd_count != 1)
+    error = EPROTO, stage = "version";
+  else if (!may_allow(&config))
+    error = EINVAL, stage = "seccomp.allow";
+  if (!error) {
+    pid = clone_sandbox(&pidfd);
+    if (pid == 0)
+      become_agent(z, &config, request->fds[0]);
+    if (pid < 0)
+      error = errno, stage = "clone";
+    else
+      z->children[z->count++] = pid;
+  }
+  char text[64];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  ms_put_u32(&body, (uint32_t)error);
+  ms_put_u32(&body, (uint32_t)pid);
+  ms_put_str(&body, stage);
+  ms_header header = {.type = MS_CREATED, .id = request->header.id};
+  struct pollfd room = {.fd = HOST_SOCKET, .events = POLLOUT};
+  while (ms_send(HOST_SOCKET, &header, body.data, body.length, &pidfd, pidfd >= 0) == -EAGAIN)
+    poll(&room, 1, -1);
+  if (pidfd >= 0)
+    close(pidfd);
+}
+
+int main(void) {
+  zygote z = {0};
+  if (zygote_prepare(&z) < 0)
+    return 1;
+  static ms_message request; /* too large for the stack of so small a process */
+  struct pollfd events[] = {{.fd = HOST_SOCKET, .events = POLLIN},
+                            {.fd = z.signals, .events = POLLIN},
+                            {.fd = HOST_PIDFD, .events = POLLIN}};
+  for (;;) {
+    if (poll(events, 3, -1) < 0)
+      continue;
+    if (events[2].revents)
+      zygote_end(&z);
+    if (events[1].revents)
+      zygote_reap(&z);
+    if (!events[0].revents)
+      continue;
+    int received = ms_receive(HOST_SOCKET, &request);
+    if (received == -EAGAIN)
+      continue;
+    if (received <= 0)
+      zygote_end(&z);
+    if (request.header.type == MS_CREATE)
+      zygote_create(&z, &request);
+    ms_close_fds(&request);
+  }
+}

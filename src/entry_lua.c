@@ -1,0 +1,232 @@
+/* Entries and records, from bytes that came out of a sandbox to Lua values: `core.entry`,
+ * `core.opened`, `core.records`; and the numbers of the calls. */
+#include "compat.h"
+#include "entry.h"
+#include "file.h"
+#include "moonsand.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define RECORDS_TYPE "moonsand.records"
+
+void ms_entry_push(lua_State *L, const ms_entry *e) {
+  static const char *const types[] = {NULL, "file", "directory", "symlink", "other"};
+  lua_createtable(L, 0, 12);
+  lua_pushstring(L, types[e->type]);
+  lua_setfield(L, -2, "type"); /* entry.type */
+  lua_pushinteger(L, e->mode);
+  lua_setfield(L, -2, "mode"); /* entry.mode */
+  lua_pushinteger(L, (lua_Integer)e->size);
+  lua_setfield(L, -2, "size"); /* entry.size */
+  lua_pushnumber(L, (lua_Number)e->mtime + e->mtime_ns / 1e9);
+  lua_setfield(L, -2, "modified_at"); /* entry.modified_at */
+  lua_pushinteger(L, e->uid);
+  lua_setfield(L, -2, "uid"); /* entry.uid */
+  lua_pushinteger(L, e->gid);
+  lua_setfield(L, -2, "gid"); /* entry.gid */
+  lua_pushstring(L, e->path);
+  lua_setfield(L, -2, "path"); /* entry.path */
+  if (e->type == MS_ENTRY_SYMLINK) {
+    lua_pushstring(L, e->target);
+    lua_setfield(L, -2, "target"); /* entry.target */
+  }
+}
+
+/* A reader of the string at a stack index. Lua's strings end with a NUL, as readers want it. */
+static ms_reader reader_of(lua_State *L, int index) {
+  ms_reader r = {0};
+  r.data = luaL_checklstring(L, index, &r.length);
+  return r;
+}
+
+/* core.entry(body): the answer to a stat; nil if it is none. */
+static int core_entry(lua_State *L) {
+  ms_reader r = reader_of(L, 1);
+  ms_entry e;
+  ms_get_entry(&r, &e);
+  if (ms_get_end(&r))
+    ms_entry_push(L, &e);
+  else
+    lua_pushnil(L);
+  return 1;
+}
+
+/* core.opened(body): the answer to an open or a create: what was found, and the two paths that a
+ * create gives; nil if it is none. */
+static int core_opened(lua_State *L) {
+  static const char *const kinds[] = {"file", "virtual", "fifo", "socket", "device"};
+  ms_reader r = reader_of(L, 1);
+  uint32_t kind = ms_get_u32(&r);
+  if (r.bad || kind > MS_OPENED_DEVICE) {
+    lua_pushnil(L);
+    return 1;
+  }
+  lua_pushstring(L, kinds[kind]);
+  if (ms_get_end(&r))
+    return 1;
+  const char *temporary = ms_get_str(&r), *final = ms_get_str(&r);
+  if (!ms_get_end(&r)) {
+    lua_pushnil(L);
+    return 1;
+  }
+  lua_pushstring(L, temporary);
+  lua_pushstring(L, final);
+  return 3;
+}
+
+/* Records ------------------------------------------------------------------------------------- */
+
+/* Takes a stream of records apart. Holds what has come and was not asked for yet, which is one
+ * chunk and less than one record. */
+typedef struct records {
+  char *data; /* owned */
+  size_t at, length, capacity;
+} records;
+
+static records *check_records(lua_State *L) {
+  return luaL_checkudata(L, 1, RECORDS_TYPE);
+}
+
+static int core_records(lua_State *L) {
+  records *r = lua_newuserdata(L, sizeof *r);
+  *r = (records){0};
+  luaL_setmetatable(L, RECORDS_TYPE);
+  return 1;
+}
+
+/* records:feed(data): what has come. */
+static int records_feed(lua_State *L) {
+  records *r = check_records(L);
+  size_t length;
+  const char *data = luaL_checklstring(L, 2, &length);
+  if (r->at > 0)
+    memmove(r->data, r->data + r->at, r->length - r->at);
+  r->length -= r->at;
+  r->at = 0;
+  if (length > r->capacity - r->length) {
+    size_t capacity = r->length + length;
+    char *grown = realloc(r->data, capacity);
+    if (!grown)
+      return luaL_error(L, "not enough memory");
+    r->data = grown;
+    r->capacity = capacity;
+  }
+  memcpy(r->data + r->length, data, length);
+  r->length += length;
+  return 0;
+}
+
+/* Pushes a record: its name and what it says. 0 if it says nothing that makes sense. */
+static int push_record(lua_State *L, ms_record *record) {
+  static const char *const names[] = {NULL, "entry", "data", "total", "skipped", "failed", "end"};
+  ms_reader *body = &record->body;
+  ms_entry e;
+  lua_pushstring(L, names[record->kind]);
+  switch (record->kind) {
+  case MS_RECORD_ENTRY:
+    ms_get_entry(body, &e);
+    if (!ms_get_end(body))
+      return 0;
+    ms_entry_push(L, &e);
+    return 2;
+  case MS_RECORD_DATA:
+    lua_pushlstring(L, body->data, body->length);
+    return 2;
+  case MS_RECORD_SKIPPED:
+  case MS_RECORD_FAILED:
+    lua_pushinteger(L, (int32_t)ms_get_u32(body));
+    lua_pushstring(L, ms_get_str(body));
+    return ms_get_end(body) ? 3 : 0;
+  case MS_RECORD_TOTAL:
+    lua_pushnumber(L, (lua_Number)ms_get_u64(body));
+    lua_pushnumber(L, (lua_Number)ms_get_u64(body));
+    return ms_get_end(body) ? 3 : 0;
+  default:
+    lua_pushnumber(L, (lua_Number)ms_get_u64(body));
+    return ms_get_end(body) ? 2 : 0;
+  }
+}
+
+/* records:next(): "entry", entry · "data", bytes · "total", entries, bytes · "skipped", errno, path
+ * · "failed", errno, path · "end", entries; nothing when more has to come; false when what came is
+ * no such stream. */
+static int records_next(lua_State *L) {
+  records *r = check_records(L);
+  ms_record record;
+  if (r->at == r->length)
+    return 0;
+  ssize_t taken = ms_record_next(r->data + r->at, r->length - r->at, &record);
+  if (taken == 0)
+    return 0;
+  if (taken > 0) {
+    int pushed = push_record(L, &record);
+    r->at += (size_t)taken;
+    if (pushed > 0)
+      return pushed;
+  }
+  lua_pushboolean(L, false);
+  return 1;
+}
+
+static int records_gc(lua_State *L) {
+  records *r = check_records(L);
+  free(r->data);
+  *r = (records){0};
+  return 0;
+}
+
+/* Numbers ------------------------------------------------------------------------------------- */
+
+typedef struct number {
+  const char *name;
+  uint32_t value;
+} number;
+
+static void set_numbers(lua_State *L, const char *field, const number *rows, size_t count) {
+  lua_createtable(L, 0, (int)count);
+  for (size_t i = 0; i < count; i++) {
+    lua_pushinteger(L, (lua_Integer)rows[i].value);
+    lua_setfield(L, -2, rows[i].name); /* table[name] = value */
+  }
+  lua_setfield(L, -2, field); /* core[field] = table */
+}
+
+static const number calls[] = {
+    {"open", MS_CALL_OPEN},     {"stat", MS_CALL_STAT},     {"mkdir", MS_CALL_MKDIR},
+    {"remove", MS_CALL_REMOVE}, {"move", MS_CALL_MOVE},     {"chmod", MS_CALL_CHMOD},
+    {"chown", MS_CALL_CHOWN},   {"create", MS_CALL_CREATE}, {"commit", MS_CALL_COMMIT},
+};
+
+static const number flags[] = {
+    {"RDONLY", O_RDONLY},
+    {"WRONLY", O_WRONLY},
+    {"RDWR", O_RDWR},
+    {"CREAT", O_CREAT},
+    {"EXCL", O_EXCL},
+    {"TRUNC", O_TRUNC},
+    {"APPEND", O_APPEND},
+    {"NOFOLLOW", AT_SYMLINK_NOFOLLOW}, /* of stat */
+    {"NAMELESS", MS_CREATE_NAMELESS},  /* of create */
+};
+
+void ms_entry_open(lua_State *L) {
+  static const luaL_Reg methods[] = {
+      {"feed", records_feed},
+      {"next", records_next},
+      {NULL, NULL},
+  };
+  static const luaL_Reg metamethods[] = {{"__gc", records_gc}, {NULL, NULL}};
+  static const luaL_Reg functions[] = {
+      {"entry", core_entry},
+      {"opened", core_opened},
+      {"records", core_records},
+      {NULL, NULL},
+  };
+  ms_newtype(L, RECORDS_TYPE, methods, metamethods);
+  luaL_setfuncs(L, functions, 0);
+  set_numbers(L, "file_calls", calls, sizeof calls / sizeof *calls);
+  set_numbers(L, "file_flags", flags, sizeof flags / sizeof *flags);
+}

@@ -1,0 +1,21 @@
+/* The index of the C core: each file that adds something to `moonsand.core` names its `open` here,
+ * and core.c calls it with the module table on top of the stack. */
+#ifndef MS_MOONSAND_H
+#define MS_MOONSAND_H
+
+#include <lua.h>
+
+#ifndef MS_VERSION
+#define MS_VERSION "unknown" /* the Makefile says it */
+#endif
+
+void ms_reactor_open(lua_State *L); /* reactor.c: core.reactor, core.now, core.isyieldable */
+void ms_stream_open(lua_State *L);  /* stream.c: the type only */
+void ms_process_open(lua_State *L); /* process.c: the type only */
+void ms_sandbox_open(lua_State *L); /* sandbox.c: the type only */
+void ms_zygote_open(lua_State *L);  /* launch.c: core.zygote */
+void ms_file_open(lua_State *L);    /* file.c: core.host_file */
+void ms_entry_open(lua_State *L);   /* entry_lua.c: core.entry, core.records, numbers of calls */
+void ms_tree_open(lua_State *L);    /* tree.c: core.pack, core.unpack, core.place */
+
+#endif

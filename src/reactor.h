@@ -1,0 +1,61 @@
+/* The reactor: one epoll set with a timerfd inside it, so that a host has one file descriptor to
+ * watch. It never calls Lua. Descriptors are served by C callbacks (`ms_source`); whatever Lua has
+ * to hear of is an integer, an `ms_id`, put on the ready list and fetched with `next()`.
+ *
+ * A reactor belongs to one Lua state in one process. After a fork the child's copy is *foreign*:
+ * the epoll set is shared with the parent, so nothing may be registered or removed through it. */
+#ifndef MS_REACTOR_H
+#define MS_REACTOR_H
+
+#include <lauxlib.h>
+#include <lua.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* What Lua waits for: unique for the life of a reactor, never 0, small enough for a double. */
+typedef int64_t ms_id;
+
+typedef struct ms_reactor ms_reactor;
+typedef struct ms_source ms_source;
+
+/* Something with a descriptor. Embedded in its owner; `ready` finds the owner with a cast. */
+struct ms_source {
+  void (*ready)(ms_source *source, uint32_t events); /* EPOLLIN, EPOLLOUT, EPOLLHUP, EPOLLERR */
+  int fd;                                            /* borrowed from the owner; -1: none */
+  uint32_t events;                                   /* registered interest; 0: not registered */
+};
+
+/* A thing that Lua can wait for. `ms_wake` puts its id on the ready list, once, if it is armed. */
+typedef struct ms_waitable {
+  ms_id id;
+  bool armed; /* Lua waits: set by `arm()`, cleared by the wake */
+} ms_waitable;
+
+/* The reactor at a Lua stack index; raises when it is something else. */
+ms_reactor *ms_reactor_check(lua_State *L, int index);
+/* Counted references: objects may be collected in any order. */
+ms_reactor *ms_reactor_ref(ms_reactor *r);
+void ms_reactor_unref(ms_reactor *r);
+/* True in a process forked from the one that made it, and once it was closed. */
+bool ms_reactor_foreign(const ms_reactor *r);
+
+/* Sets the interest of a source: registers, changes, or (0) removes. 0 or a negative errno.
+ * A source must be removed before its descriptor is closed and its memory freed; events of this
+ * very step that were fetched already are dropped then. */
+int ms_source_watch(ms_reactor *r, ms_source *source, uint32_t events);
+
+void ms_waitable_init(ms_reactor *r, ms_waitable *w);
+void ms_wake(ms_reactor *r, ms_waitable *w);
+
+/* Monotonic seconds. */
+double ms_now(void);
+
+/* 256 KiB that any source may use as scratch within one `ready` call. */
+#define MS_SCRATCH_SIZE ((size_t)256 * 1024)
+char *ms_reactor_scratch(ms_reactor *r);
+
+/* Adds `core.reactor` to the table on top of the stack. */
+void ms_reactor_open(lua_State *L);
+
+#endif

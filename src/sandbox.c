@@ -1,0 +1,401 @@
+/* One local sandbox: the socket to its agent, the pidfd that is its life and death, the programs
+ * and calls under way in it. */
+#include "compat.h"
+#include "file.h"
+#include "local.h"
+#include "moonsand.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Messages handled in one go, so that an agent that floods does not starve the host. */
+enum { MESSAGES_PER_TURN = 256 };
+/* What the host may have queued for an agent that does not read. */
+enum { QUEUE_MAX = 4096, PENDING_MAX = 65536 };
+
+static ms_sandbox *check_sandbox(lua_State *L) {
+  return luaL_checkudata(L, 1, MS_SANDBOX_TYPE);
+}
+
+/* Ending -------------------------------------------------------------------------------------- */
+
+static void sandbox_watch(ms_sandbox *s) {
+  if (s->socket >= 0)
+    ms_source_watch(s->reactor, &s->socket_source, s->outbox.first ? EPOLLIN | EPOLLOUT : EPOLLIN);
+}
+
+static void close_socket(ms_sandbox *s) {
+  if (s->socket < 0)
+    return;
+  ms_source_watch(s->reactor, &s->socket_source, 0);
+  close(s->socket);
+  s->socket = s->socket_source.fd = -1;
+  ms_outbox_clear(&s->outbox);
+}
+
+static void close_pidfd(ms_sandbox *s) {
+  if (s->pidfd < 0)
+    return;
+  ms_source_watch(s->reactor, &s->pidfd_source, 0);
+  close(s->pidfd);
+  s->pidfd = s->pidfd_source.fd = -1;
+}
+
+static void lose_everything(ms_sandbox *s) {
+  while (s->processes)
+    ms_process_lost(s->processes);
+  for (ms_pending *p = s->pending; p; p = p->next)
+    if (!p->answered) {
+      p->answered = true;
+      p->error = ECONNRESET;
+    }
+}
+
+/* Ends it for whatever reason: a SIGKILL for pid 1 is one for all. The pidfd stays watched, it is
+ * the proof. Without one (its making was not confirmed yet) the closed socket ends the agent. */
+static void sandbox_end(ms_sandbox *s, ms_sandbox_state state) {
+  if (s->state >= MS_SANDBOX_FAILED)
+    return;
+  s->state = state;
+  if (s->zygote)
+    ms_zygote_forget(s->zygote, s);
+  if (s->pidfd >= 0 && !s->dead && !ms_reactor_foreign(s->reactor))
+    syscall(SYS_pidfd_send_signal, s->pidfd, SIGKILL, NULL, 0);
+  close_socket(s);
+  if (s->root >= 0)
+    close(s->root);
+  s->root = -1;
+  lose_everything(s);
+  ms_wake(s->reactor, &s->wait);
+}
+
+/* Beginning ----------------------------------------------------------------------------------- */
+
+static void check_ready(ms_sandbox *s) {
+  if (s->state != MS_SANDBOX_STARTING || !s->created || !s->ready)
+    return;
+  s->state = MS_SANDBOX_READY;
+  ms_wake(s->reactor, &s->wait);
+}
+
+void ms_sandbox_created(ms_sandbox *s, int pid, int pidfd) {
+  s->pid = pid;
+  s->pidfd = s->pidfd_source.fd = pidfd;
+  s->created = true;
+  ms_source_watch(s->reactor, &s->pidfd_source, EPOLLIN);
+  check_ready(s);
+}
+
+void ms_sandbox_failed(ms_sandbox *s, int error, const char *stage) {
+  if (s->state != MS_SANDBOX_STARTING)
+    return;
+  s->error = error;
+  strncpy(s->stage, stage, sizeof s->stage - 1);
+  sandbox_end(s, MS_SANDBOX_FAILED);
+}
+
+/* Messages ------------------------------------------------------------------------------------ */
+
+static bool on_ready(ms_sandbox *s, ms_message *message) {
+  struct stat st;
+  if (s->ready || message->fd_count != 1 || fstat(message->fds[0], &st) < 0 || !S_ISDIR(st.st_mode))
+    return false;
+  s->root = message->fds[0];
+  message->fd_count = 0;
+  s->ready = true;
+  check_ready(s);
+  return true;
+}
+
+static bool on_failed(ms_sandbox *s, ms_message *message) {
+  int error = (int)ms_get_u32(&message->body);
+  const char *stage = ms_get_str(&message->body);
+  if (s->ready || !ms_get_end(&message->body))
+    return false;
+  ms_sandbox_failed(s, error, stage);
+  return true;
+}
+
+static ms_pending **find_pending(ms_sandbox *s, uint32_t id) {
+  ms_pending **at = &s->pending;
+  while (*at && (*at)->id != id)
+    at = &(*at)->next;
+  return at;
+}
+
+static void free_pending(ms_sandbox *s, ms_pending **at) {
+  ms_pending *p = *at;
+  *at = p->next;
+  if (p->fd >= 0)
+    close(p->fd);
+  free(p->body);
+  free(p);
+  s->pending_count--;
+}
+
+static bool on_return(ms_sandbox *s, ms_message *message) {
+  ms_pending **at = find_pending(s, message->header.id), *p = *at;
+  ms_reader *body = &message->body;
+  uint32_t error = ms_get_u32(body);
+  if (!p || p->answered || body->bad || error > 4095 || message->fd_count > 1)
+    return false;
+  p->answered = true;
+  p->error = (int)error;
+  if (p->abandoned) {
+    free_pending(s, at);
+    return true;
+  }
+  p->length = body->length - body->offset;
+  p->body = malloc(p->length + 1);
+  if (!p->body)
+    return false;
+  memcpy(p->body, body->data + body->offset, p->length);
+  if (message->fd_count == 1) {
+    p->fd = message->fds[0];
+    message->fd_count = 0;
+  }
+  ms_wake(s->reactor, &s->wait);
+  return true;
+}
+
+/* False when an honest agent cannot have said that. */
+static bool on_message(ms_sandbox *s, ms_message *message) {
+  switch (message->header.type) {
+  case MS_READY:
+    return on_ready(s, message);
+  case MS_FAILED:
+    return on_failed(s, message);
+  case MS_RETURN:
+    return on_return(s, message);
+  case MS_STARTED:
+  case MS_REFUSED:
+  case MS_EXITED:
+    return message->fd_count == 0 && ms_process_message(s, &message->header, &message->body);
+  default:
+    return false;
+  }
+}
+
+static void socket_ready(ms_source *source, uint32_t events) {
+  ms_sandbox *s = (ms_sandbox *)((char *)source - offsetof(ms_sandbox, socket_source));
+  if (events & EPOLLOUT)
+    ms_outbox_flush(&s->outbox, s->socket);
+  ms_message *message = ms_reactor_message(s->reactor);
+  for (int i = 0; i < MESSAGES_PER_TURN && s->socket >= 0; i++) {
+    int received = ms_receive(s->socket, message);
+    if (received == -EAGAIN)
+      break;
+    if (received == 0 || received == -ECONNRESET) {
+      if (!s->ready)
+        ms_sandbox_failed(s, ECONNRESET, "agent");
+      sandbox_end(s, MS_SANDBOX_GONE);
+      return;
+    }
+    if (received < 0 || !on_message(s, message)) {
+      if (received > 0)
+        ms_close_fds(message);
+      s->error = EPROTO;
+      sandbox_end(s, MS_SANDBOX_BROKEN);
+      return;
+    }
+  }
+  sandbox_watch(s);
+}
+
+static void pidfd_ready(ms_source *source, uint32_t events) {
+  ms_sandbox *s = (ms_sandbox *)((char *)source - offsetof(ms_sandbox, pidfd_source));
+  (void)events;
+  s->dead = true;
+  close_pidfd(s);
+  if (s->socket >= 0)
+    socket_ready(&s->socket_source, EPOLLIN); /* its last words, perhaps why it failed */
+  sandbox_end(s, s->ready ? MS_SANDBOX_GONE : MS_SANDBOX_FAILED);
+  ms_wake(s->reactor, &s->wait);
+}
+
+int ms_sandbox_send(ms_sandbox *s, uint16_t type, uint32_t id, const ms_writer *body,
+                    const int *fds, size_t fd_count) {
+  ms_header header = {.type = type, .id = id};
+  if (s->outbox.count >= QUEUE_MAX) {
+    for (size_t i = 0; i < fd_count; i++)
+      close(fds[i]);
+    return -EBUSY;
+  }
+  int error =
+      ms_outbox_send(&s->outbox, s->socket, &header, body->data, body->length, fds, fd_count);
+  if (s->outbox.first)
+    sandbox_watch(s);
+  return error == -ENOMEM || error == -EMSGSIZE ? error : 0; /* else the socket's end will tell */
+}
+
+/* Lua ----------------------------------------------------------------------------------------- */
+
+static const char *const state_names[] = {"starting", "ready",  "failed",
+                                          "gone",     "broken", "closed"};
+
+int ms_sandbox_push_unusable(lua_State *L, const ms_sandbox *s) {
+  lua_pushnil(L);
+  lua_pushinteger(L, s->state == MS_SANDBOX_BROKEN ? EPROTO : ECONNRESET);
+  lua_pushstring(L, state_names[s->state]);
+  return 3;
+}
+
+/* sandbox:state(): its name; for "failed" also an errno and the stage. */
+static int sandbox_state(lua_State *L) {
+  const ms_sandbox *s = check_sandbox(L);
+  lua_pushstring(L, state_names[s->state]);
+  lua_pushinteger(L, s->error);
+  lua_pushstring(L, s->stage);
+  return 3;
+}
+
+/* sandbox:dead(): true once the kernel has confirmed that nothing of it runs. */
+static int sandbox_dead(lua_State *L) {
+  const ms_sandbox *s = check_sandbox(L);
+  lua_pushboolean(L, s->dead || (s->state == MS_SANDBOX_FAILED && s->pidfd < 0));
+  return 1;
+}
+
+/* sandbox:call(op, flags, mode, a, b, path, path2): an id for `take`; or nil, errno, state. */
+static int sandbox_call(lua_State *L) {
+  ms_sandbox *s = check_sandbox(L);
+  if (s->state != MS_SANDBOX_READY)
+    return ms_sandbox_push_unusable(L, s);
+  char text[16 * 1024];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  ms_put_u32(&body, (uint32_t)luaL_checkinteger(L, 2));
+  ms_put_u32(&body, (uint32_t)luaL_optinteger(L, 3, 0));
+  ms_put_u32(&body, (uint32_t)luaL_optinteger(L, 4, 0));
+  ms_put_u64(&body, (uint64_t)(int64_t)luaL_optnumber(L, 5, 0));
+  ms_put_u64(&body, (uint64_t)(int64_t)luaL_optnumber(L, 6, 0));
+  for (int i = 7; i <= 8; i++) {
+    size_t length;
+    const char *path = luaL_optlstring(L, i, "", &length);
+    ms_put_bytes(&body, path, length);
+  }
+  ms_pending *p = calloc(1, sizeof *p);
+  int error = !p || s->pending_count >= PENDING_MAX ? EBUSY : body.overflow ? ENAMETOOLONG : 0;
+  if (!error)
+    error = -ms_sandbox_send(s, MS_CALL, ++s->last_id, &body, NULL, 0);
+  if (error) {
+    free(p);
+    lua_pushnil(L);
+    lua_pushinteger(L, error);
+    return 2;
+  }
+  *p = (ms_pending){.next = s->pending, .id = s->last_id, .fd = -1};
+  s->pending = p;
+  s->pending_count++;
+  lua_pushinteger(L, (lua_Integer)p->id);
+  return 1;
+}
+
+/* sandbox:take(id): nothing while it is under way; then, once, errno (0: success), body, file. */
+static int sandbox_take(lua_State *L) {
+  ms_sandbox *s = check_sandbox(L);
+  ms_pending **at = find_pending(s, (uint32_t)luaL_checkinteger(L, 2)), *p = *at;
+  if (!p)
+    return luaL_error(L, "no such call");
+  if (!p->answered)
+    return 0;
+  lua_pushinteger(L, p->error);
+  lua_pushlstring(L, p->body ? p->body : "", p->body ? p->length : 0);
+  if (p->fd >= 0) {
+    int fd = p->fd;
+    p->fd = -1;
+    ms_file_new(L, fd);
+  } else {
+    lua_pushnil(L);
+  }
+  free_pending(s, at);
+  return 3;
+}
+
+/* sandbox:abandon(id): its answer will not be fetched. */
+static int sandbox_abandon(lua_State *L) {
+  ms_sandbox *s = check_sandbox(L);
+  ms_pending **at = find_pending(s, (uint32_t)luaL_checkinteger(L, 2));
+  if (*at && (*at)->answered)
+    free_pending(s, at);
+  else if (*at)
+    (*at)->abandoned = true;
+  return 0;
+}
+
+static int sandbox_pid(lua_State *L) {
+  lua_pushinteger(L, check_sandbox(L)->pid);
+  return 1;
+}
+
+static int sandbox_id(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)check_sandbox(L)->wait.id);
+  return 1;
+}
+
+static int sandbox_arm(lua_State *L) {
+  check_sandbox(L)->wait.armed = true;
+  return 0;
+}
+
+static int sandbox_close(lua_State *L) {
+  ms_sandbox *s = check_sandbox(L);
+  if (s->reactor)
+    sandbox_end(s, MS_SANDBOX_CLOSED);
+  return 0;
+}
+
+static int sandbox_gc(lua_State *L) {
+  ms_sandbox *s = check_sandbox(L);
+  if (!s->reactor)
+    return 0;
+  sandbox_end(s, MS_SANDBOX_CLOSED);
+  close_pidfd(s);
+  while (s->pending)
+    free_pending(s, &s->pending);
+  ms_reactor_unref(s->reactor);
+  s->reactor = NULL;
+  return 0;
+}
+
+static int sandbox_tostring(lua_State *L) {
+  lua_pushfstring(L, "%s (%s)", MS_SANDBOX_TYPE, state_names[check_sandbox(L)->state]);
+  return 1;
+}
+
+ms_sandbox *ms_sandbox_new(lua_State *L, ms_reactor *r, int socket) {
+  ms_sandbox *s = lua_newuserdata(L, sizeof *s);
+  *s = (ms_sandbox){.socket = socket,
+                    .pidfd = -1,
+                    .root = -1,
+                    .socket_source = {.ready = socket_ready, .fd = socket},
+                    .pidfd_source = {.ready = pidfd_ready, .fd = -1}};
+  s->reactor = ms_reactor_ref(r);
+  luaL_setmetatable(L, MS_SANDBOX_TYPE);
+  ms_waitable_init(r, &s->wait);
+  sandbox_watch(s);
+  return s;
+}
+
+static const luaL_Reg methods[] = {
+    {"id", sandbox_id},           {"arm", sandbox_arm},   {"state", sandbox_state},
+    {"dead", sandbox_dead},       {"call", sandbox_call}, {"take", sandbox_take},
+    {"abandon", sandbox_abandon}, {"pid", sandbox_pid},   {"spawn", ms_process_spawn},
+    {"close", sandbox_close},     {NULL, NULL},
+};
+
+static const luaL_Reg metamethods[] = {
+    {"__gc", sandbox_gc},
+    {"__close", sandbox_close},
+    {"__tostring", sandbox_tostring},
+    {NULL, NULL},
+};
+
+void ms_sandbox_open(lua_State *L) {
+  ms_newtype(L, MS_SANDBOX_TYPE, methods, metamethods);
+}

@@ -1,0 +1,80 @@
+-- A busted output handler: tells a person what failed, and writes what happened to the file that
+-- $TEST_RESULTS names, one line a test. What a test prints cannot be taken for a result, and the
+-- last `start` without an end is the test that crashed or hung.
+local busted = require("busted")
+local base = require("busted.outputHandlers.base")
+
+local function text(message)
+  if type(message) == "string" then
+    return message
+  end
+  return require("pl.pretty").write(message)
+end
+
+local function place(element)
+  local trace = element.trace
+  if not (trace and trace.short_src) then
+    return element.name or "?"
+  end
+  return trace.short_src .. (trace.currentline and ":" .. trace.currentline or "")
+end
+
+return function(options)
+  local handler = base()
+  local results = assert(io.open(assert(os.getenv("TEST_RESULTS"), "TEST_RESULTS is not set"), "w"))
+  results:setvbuf("line")
+
+  local function record(what, element)
+    results:write(what, " ", (handler.getFullName(element):gsub("%c", " ")), "\n")
+  end
+
+  local function show(failure)
+    io.write("FAILED ", failure.name, "\n  at ", place(failure.element), "\n")
+    io.write("  ", (text(failure.message or "no message"):gsub("\n", "\n  ")), "\n")
+    local traceback = failure.trace and failure.trace.traceback
+    if options.verbose and traceback then
+      io.write("  ", (traceback:gsub("\n", "\n  ")), "\n")
+    end
+    io.flush()
+  end
+
+  local function test_start(element)
+    record("start", element)
+    return nil, true
+  end
+
+  local function test_end(element, _, status)
+    if status == "success" then
+      record("passed", element)
+    elseif status == "pending" then
+      record("pending", element)
+      io.write("pending: ", handler.getFullName(element), "\n")
+    else
+      record("failed", element)
+      show(status == "failure" and handler.failures[#handler.failures]
+        or handler.errors[#handler.errors])
+    end
+    return nil, true
+  end
+
+  -- What fails outside of a test: a spec that does not load, a setup, a teardown.
+  local function outside(element)
+    if element.descriptor ~= "it" then
+      record("failed", element)
+      show(handler.errors[#handler.errors])
+    end
+    return nil, true
+  end
+
+  local function suite_end()
+    results:write("end\n")
+    return nil, true
+  end
+
+  busted.subscribe({ "test", "start" }, test_start)
+  busted.subscribe({ "test", "end" }, test_end)
+  busted.subscribe({ "error" }, outside)
+  busted.subscribe({ "failure" }, outside)
+  busted.subscribe({ "suite", "end" }, suite_end)
+  return handler
+end
