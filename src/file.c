@@ -163,16 +163,23 @@ static int file_read_all(lua_State *L) {
 
 /* Writing ------------------------------------------------------------------------------------- */
 
-/* file:write(data): true when all of it was written; or nil, errno. */
+/* file:write(data, from, count): true when all of it was written, or (from: 1 is the first byte) so
+ * many bytes; or nil, errno. */
 static int file_write(lua_State *L) {
   const ms_file *f = check_file(L, 1);
   size_t length;
   const char *data = luaL_checklstring(L, 2, &length);
+  lua_Number from = luaL_optnumber(L, 3, 1) - 1;
+  luaL_argcheck(L, from >= 0 && from <= (lua_Number)length, 3, "not in the string");
+  size_t left = length - (size_t)from;
+  lua_Number count = luaL_optnumber(L, 4, (lua_Number)left);
+  if (count >= 0 && count < (lua_Number)left)
+    left = (size_t)count;
   if (f->fd < 0)
     return push_closed(L);
   ms_guard guard;
   ms_guard_begin(&guard);
-  int error = ms_write_all(f->fd, data, length);
+  int error = ms_write_all(f->fd, data + (size_t)from, left);
   ms_guard_end(&guard);
   if (error < 0)
     return ms_push_errno(L, error);

@@ -91,6 +91,23 @@ void ms_place_abort(ms_place *p) {
   *p = (ms_place)MS_PLACE_NONE;
 }
 
+int ms_link_at(int dir, const char *name, const char *target) {
+  if (symlinkat(target, dir, name) == 0)
+    return 0;
+  char temp[MS_TEMP_NAME];
+  int error = -errno;
+  for (int i = 0; i < TEMP_TRIES && error == -EEXIST; i++) {
+    error = ms_temp_name(temp);
+    if (error == 0)
+      error = symlinkat(target, dir, temp) < 0 ? -errno : 0;
+  }
+  if (error == 0 && renameat(dir, temp, dir, name) < 0) {
+    error = -errno;
+    unlinkat(dir, temp, 0);
+  }
+  return error;
+}
+
 ssize_t ms_copy_bytes(int from, int to, uint64_t most) {
   size_t step = most < COPY_STEP ? (size_t)most : COPY_STEP;
   if (step == 0)

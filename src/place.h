@@ -26,6 +26,9 @@ int ms_place_commit(ms_place *p, const char *name);
 /* Forgets it. Harmless when there is none. */
 void ms_place_abort(ms_place *p);
 
+/* A link, in place of what has its name, but not of a directory. */
+int ms_link_at(int dir, const char *name, const char *target);
+
 /* A name that nobody inside can guess in time. Begins with ".moonsand-". */
 int ms_temp_name(char name[MS_TEMP_NAME]);
 

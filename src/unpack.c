@@ -4,11 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
-#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
-
-#define LINK_TRIES 16
 
 void ms_unpack_start(ms_unpack *u, int root, bool guarded) {
   *u = (ms_unpack){.root = root,
@@ -76,24 +73,6 @@ static int make_directory(ms_unpack *u, int parent, const char *name, mode_t mod
   return S_ISDIR(st.st_mode) ? 0 : S_ISLNK(st.st_mode) ? -ELOOP : -ENOTDIR;
 }
 
-/* A link in place of what has its name, but not of a directory. */
-static int make_link(int parent, const char *name, const char *target) {
-  if (symlinkat(target, parent, name) == 0)
-    return 0;
-  char temp[MS_TEMP_NAME];
-  int error = -errno;
-  for (int i = 0; i < LINK_TRIES && error == -EEXIST; i++) {
-    error = ms_temp_name(temp);
-    if (error == 0)
-      error = symlinkat(target, parent, temp) < 0 ? -errno : 0;
-  }
-  if (error == 0 && renameat(parent, temp, parent, name) < 0) {
-    error = -errno;
-    unlinkat(parent, temp, 0);
-  }
-  return error;
-}
-
 int ms_unpack_finish(ms_unpack *u) {
   return u->file.fd < 0 ? 0 : ms_place_commit(&u->file, name_in(u->path));
 }
@@ -118,7 +97,7 @@ int ms_unpack_entry(ms_unpack *u, const ms_entry *e) {
     return ms_place_open(&u->file, parent, mode | 0600);
   case MS_ENTRY_SYMLINK:
     if (!u->guarded || ms_entry_target_stays(e->path, e->target))
-      return make_link(parent, name, e->target);
+      return ms_link_at(parent, name, e->target);
     unpack_skip(u, EXDEV, e->path);
     return 0;
   default:

@@ -1,5 +1,6 @@
 /* Linked into the agent of `make asan` only. The agent starts with an empty environment, so its
- * options are built in; leak checking would need ptrace, which the sandbox refuses. */
+ * options are built in; leak checking would need ptrace, which the sandbox refuses. Its stderr goes
+ * nowhere: what it finds shows itself as a sandbox that ended, and so as a failed test. */
 const char *__asan_default_options(void);
 
 const char *__asan_default_options(void) {

@@ -68,12 +68,19 @@ end
 ---@param path string
 ---@return table<string, string>? variables, string? message, string? code, table? detail
 function M.load(path)
-  local file, reason = io.open(path, "r")
-  if not file then
-    return errors.fail("not_found", "env_file: " .. reason, { path = path })
+  local file, reason, errno = io.open(path, "r")
+  local text
+  if file then
+    text, reason, errno = file:read "*a"
+    file:close()
+  end
+  if not text then
+    return errors.fail(errors.code(errno), "env_file: " .. reason, { path = path })
+  elseif text:find "%z" then
+    return errors.fail("invalid", ("env_file: %s holds a NUL"):format(path), { path = path })
   end
   local variables, number = {}, 0
-  for line in file:lines() do
+  for line in (text .. "\n"):gmatch "([^\n]*)\n" do
     number = number + 1
     line = line:gsub("\r$", "")
     if line:find "%S" and not line:find "^%s*#" then
@@ -82,14 +89,12 @@ function M.load(path)
         name, value = line:match "^%s*export%s+([%w_.]+)%s*=%s*(.*)$"
       end
       if not name then
-        file:close()
         return errors.fail("invalid", ("env_file: %s:%d: not NAME=value"):format(path, number),
           { path = path })
       end
       variables[name] = unquote(value)
     end
   end
-  file:close()
   return variables
 end
 

@@ -138,7 +138,9 @@ end
 ---@param opts? table provider, name, env, env_file, cwd, shell, metadata, limits, timeout, cancel, …
 ---@return moonsand.Sandbox? box, string? message, string? code, table? detail
 function M.create(opts)
-  return create("moonsand.create", opts, 2)
+  -- No tail call: it would take the frame that levels of errors count.
+  local box, message, code, detail = create("moonsand.create", opts, 2)
+  return box, message, code, detail
 end
 
 local function close_and_pass(box, ok, ...)

@@ -203,15 +203,26 @@ function M.own(task)
   owners[running()] = task
 end
 
+local passing = setmetatable({}, weak) -- coroutines of generators whose wait was let through
+
+local function go_on(co, ...)
+  passing[co] = nil
+  return coroutine.resume(co, ...)
+end
+
 local function pass(co, ok, first, ...)
   if ok and first == M.PARK then
-    return pass(co, coroutine.resume(co, coroutine.yield(M.PARK)))
+    passing[co] = true
+    return pass(co, go_on(co, coroutine.yield(M.PARK)))
   end
   return ok, first, ...
 end
 
 --- `coroutine.resume` that lets waits through to whoever resumed us.
 function M.resume(co, ...)
+  if passing[co] then
+    return false, "moonsand: this generator is suspended in a wait, called by another coroutine"
+  end
   outer[co] = running()
   blocked[co] = not core.isyieldable() or nil
   return pass(co, coroutine.resume(co, ...))

@@ -107,7 +107,9 @@ end
 function Sandbox:exec(command, opts)
   opts = options.check("box:exec", opts, programs.exec_options)
   check_open(self, "box:exec")
-  return processes.exec(self, "box:exec", command, opts, 2)
+  -- No tail call: it would take the frame that levels of errors count.
+  local result, message, code, detail = processes.exec(self, "box:exec", command, opts, 2)
+  return result, message, code, detail
 end
 
 --- Starts a command.
@@ -117,7 +119,8 @@ end
 function Sandbox:start(command, opts)
   opts = options.check("box:start", opts, programs.start_options)
   check_open(self, "box:start")
-  return processes.start(self, "box:start", command, opts, 2)
+  local process, message, code, detail = processes.start(self, "box:start", command, opts, 2)
+  return process, message, code, detail
 end
 
 -- ---------------------------------------------------------------- views and defaults
@@ -144,11 +147,9 @@ function Sandbox:view(opts)
   for name, value in pairs(opts) do
     defaults[name] = value
   end
-  if opts.env then
-    defaults.env = copy(not opts.clear_env and self.defaults.env or {})
-    for name, value in pairs(opts.env) do
-      defaults.env[name] = value
-    end
+  defaults.env = copy(not opts.clear_env and self.defaults.env or {})
+  for name, value in pairs(opts.env or {}) do
+    defaults.env[name] = value
   end
   if opts.cwd then
     defaults.cwd, message, code, detail = paths.resolve(self, opts.cwd)
@@ -157,6 +158,19 @@ function Sandbox:view(opts)
     end
   end
   return handle(self.core, self, defaults)
+end
+
+--- As a shell's `cd` reads a path: `..` takes back the name before it.
+local function without_dots(path)
+  local names = {}
+  for name in path:gmatch "[^/]+" do
+    if name == ".." then
+      names[#names] = nil
+    elseif name ~= "." then
+      names[#names + 1] = name
+    end
+  end
+  return "/" .. table.concat(names, "/")
 end
 
 --- Changes the working directory of this handle.
@@ -173,6 +187,7 @@ function Sandbox:cd(path, opts)
   if not target then
     return nil, message, code, detail
   end
+  target = without_dots(target)
   local entry
   entry, message, code, detail = self.files:stat(target, opts)
   if not entry then
@@ -214,6 +229,9 @@ end
 ---@return string|table<string, string>|nil
 function Sandbox:getenv(name)
   check_open(self, "box:getenv")
+  if name ~= nil and type(name) ~= "string" then
+    errors.raise(2, "box:getenv: names of variables are strings, got %s", type(name))
+  end
   local variables = programs.environment("box:getenv", self.defaults, {}, 2)
   if name == nil then
     return variables

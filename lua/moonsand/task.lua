@@ -125,8 +125,9 @@ local function is_cancellation(task, err)
   if not task.cancelled then
     return false
   end
-  return err == (loop.cancelled(task.cancelled.reason))
-    or (errors.is_object(err) and err.code == "cancelled")
+  local message = loop.cancelled(task.cancelled.reason)
+  return type(err) == "string" and err:sub(-#message) == message -- perhaps behind a position
+    or errors.is_object(err) and err.code == "cancelled"
 end
 
 local function call_back(cb, ...)
@@ -401,13 +402,14 @@ local function failure_of(task)
     local err = task.failure.error
     local fields = type(err) == "table" and err or {}
     local code = type(fields.code) == "string" and fields.code or "failed"
+    local text = type(fields.message) == "string" and fields.message or tostring(err)
     local detail = { error = err, traceback = task.failure.traceback }
     if errors.is_object(err) then
       for key, value in pairs(err) do
         detail[key] = value
       end
     end
-    local _, message = errors.fail(code, tostring(err), detail)
+    local _, message = errors.fail(code, text, detail)
     return message, code, detail
   elseif not values then
     return loop.cancelled(task.cancelled.reason)
@@ -448,11 +450,11 @@ local function begin(scope, item, fn, index)
   return start(scope, item, index)
 end
 
---- Calls `fn(item, index)` for each item, or each item itself, side by side, at most `limit` at once.
---- Items may be tasks that are running already. Gives each one's first value, in order. The first
---- failure cancels the rest, waits for its end, and is answered with `detail.index`. With `settle`
---- all run to their end, and each gives `{ ok = true, value = … }` or
---- `{ ok = false, message = …, code = …, detail = … }`. A raise, and a failure without a code, has
+--- Calls `fn(item, index)` for each item, or each item itself, side by side, at most `limit` at
+--- once. Items may be tasks that are running already. Gives each one's first value, in order. The
+--- first failure cancels the rest, waits for its end, and is answered with `detail.index`. With
+--- `settle` all run to their end, and each gives `{ ok = true, value = v }` or
+--- `{ ok = false, message = m, code = c, detail = d }`. A raise, and a failure without a code, has
 --- the code "failed".
 ---@param list any[]
 ---@param fn? fun(item: any, index: integer): any

@@ -3,6 +3,7 @@
  *
  *   main.c     the zygote: its socket, forking sandboxes, dying with the host
  *   setup.c    what a fresh fork does to become a sandbox: mounts, limits, privileges
+ *   root.c     the root file system inside
  *   filter.c   the system call filter
  *   loop.c     the agent's life: requests in, exits out, timers
  *   exec.c     programs: starting, tagging, reaping, killing trees
@@ -62,12 +63,13 @@ typedef struct ms_exec {
   uint32_t envc; /* then as many strings, NAME=value */
 } ms_exec;
 
-/* setup.c: turns this process, just cloned into new namespaces, into a sandbox.
- * 0, or a negative errno with the stage that failed. */
-int ms_setup(const ms_config *config, uid_t uid, gid_t gid, uint64_t secret, const char **stage);
+/* setup.c: the life of a fork in new namespaces. Sets itself up, waits for the MS_CREATE that makes
+ * it somebody's, and goes on as the agent. `message` is memory to receive into. */
+_Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid,
+                               ms_message *message);
 
 /* loop.c: serves until the host is gone or the socket is closed. */
-_Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret);
+_Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret, ms_message *message);
 /* Sends, or queues when the socket is full. Takes ownership of fd (-1: none). */
 void ms_agent_send(uint16_t type, uint32_t id, const ms_writer *body, int fd);
 

@@ -122,8 +122,7 @@ static int become_ready(void) {
   return 0;
 }
 
-_Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret) {
-  static ms_message request;
+_Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret, ms_message *request) {
   host = socket;
   sigset_t chld;
   sigemptyset(&chld);
@@ -144,13 +143,13 @@ _Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret) {
     if (events[0].revents & POLLOUT)
       ms_outbox_flush(&outbox, host);
     for (int i = 0; i < REQUESTS_PER_TURN && (events[0].revents & (POLLIN | POLLHUP)); i++) {
-      int received = ms_receive(host, &request);
+      int received = ms_receive(host, request);
       if (received == -EAGAIN)
         break;
       if (received <= 0)
         _exit(0);
-      handle(&request);
-      ms_close_fds(&request);
+      handle(request);
+      ms_close_fds(request);
     }
     if (events[1].revents) {
       struct signalfd_siginfo drained[16];

@@ -1,11 +1,14 @@
-/* The zygote: the host's only child, one per host process. Forks a sandbox for each MS_CREATE it
- * is sent, reaps the dead ones, and takes the living ones along when the host dies: it watches a
- * pidfd of the host, because PDEATHSIG belongs to a thread and a socket may be held open by a fork.
+/* The zygote: the host's only child, one per host process. Forks the sandboxes, reaps the dead
+ * ones, and takes the living ones along when the host dies: it watches a pidfd of the host, because
+ * PDEATHSIG belongs to a thread and a socket may be held open by a fork.
+ *
+ * Nearly all the work of a new sandbox is the same for each. So one *spare* is always kept: forked
+ * and set up but for what MS_CREATE says, which is forwarded to it when it comes. Then the next one
+ * is made, while the host is busy with the first.
  *
  * It is started with an empty environment and these files: 0 to 2 /dev/null, 3 its socket to the
  * host, 4 the host's pidfd. */
 #include "agent.h"
-#include "filter.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -18,9 +21,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -32,13 +35,22 @@ enum { HOST_SOCKET = 3, HOST_PIDFD = 4 };
  * these as the ceiling. */
 enum { MAX_PENDING_SIGNALS = 4096, MAX_QUEUE_BYTES = 819200 };
 
+typedef struct spare {
+  pid_t pid;  /* 0: there is none */
+  int pidfd;  /* owned */
+  int socket; /* owned; takes one MS_CREATE */
+} spare;
+
 typedef struct zygote {
   uid_t uid;
   gid_t gid;
   int signals; /* signalfd of SIGCHLD */
+  spare spare;
   pid_t *children;
   size_t count, capacity;
 } zygote;
+
+static ms_message request; /* too large for the stack; each fork has its own copy */
 
 static void write_file(const char *path, const char *text) {
   int fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -104,17 +116,30 @@ static int zygote_prepare(zygote *z) {
 
 /* Children ------------------------------------------------------------------------------------ */
 
+static void forget_child(zygote *z, pid_t pid) {
+  for (size_t i = 0; i < z->count; i++)
+    if (z->children[i] == pid) {
+      z->children[i] = z->children[--z->count];
+      return;
+    }
+}
+
+static void drop_spare(zygote *z) {
+  close(z->spare.pidfd);
+  close(z->spare.socket);
+  z->spare.pid = 0;
+}
+
 static void zygote_reap(zygote *z) {
   struct signalfd_siginfo drained[16];
   while (read(z->signals, drained, sizeof drained) > 0)
     continue;
   pid_t pid;
-  while ((pid = waitpid(-1, NULL, WNOHANG)) > 0)
-    for (size_t i = 0; i < z->count; i++)
-      if (z->children[i] == pid) {
-        z->children[i] = z->children[--z->count];
-        break;
-      }
+  while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
+    if (pid == z->spare.pid)
+      drop_spare(z);
+    forget_child(z, pid);
+  }
 }
 
 static _Noreturn void zygote_end(const zygote *z) {
@@ -125,43 +150,16 @@ static _Noreturn void zygote_end(const zygote *z) {
 
 /* Sandboxes ----------------------------------------------------------------------------------- */
 
-static bool read_config(ms_reader *body, ms_config *config) {
-  config->version = ms_get_str(body);
-  config->disk = ms_get_u64(body);
-  config->inodes = ms_get_u64(body);
-  config->hostname = ms_get_str(body);
-  config->allow_count = ms_get_u32(body);
-  if (config->allow_count > MS_ALLOW_MAX)
+static bool make_room(zygote *z) {
+  if (z->count < z->capacity)
+    return true;
+  size_t capacity = z->capacity ? z->capacity * 2 : 16;
+  pid_t *grown = realloc(z->children, capacity * sizeof *grown);
+  if (!grown)
     return false;
-  for (uint32_t i = 0; i < config->allow_count; i++)
-    config->allow[i] = ms_get_str(body);
-  return ms_get_end(body) && strcmp(config->version, MS_VERSION) == 0;
-}
-
-/* What may be allowed again is decided here, not by who asks. */
-static bool may_allow(const ms_config *config) {
-  for (uint32_t i = 0; i < config->allow_count; i++)
-    if (!ms_filter_knows(config->allow[i]))
-      return false;
+  z->children = grown;
+  z->capacity = capacity;
   return true;
-}
-
-static _Noreturn void become_agent(const zygote *z, const ms_config *config, int socket) {
-  close(z->signals);
-  close(HOST_SOCKET);
-  uint64_t secret = 0;
-  const char *stage = "getrandom";
-  int error = getrandom(&secret, sizeof secret, 0) == sizeof secret ? 0 : -errno;
-  if (error == 0)
-    error = ms_setup(config, z->uid, z->gid, secret, &stage);
-  if (error == 0)
-    ms_agent_loop(socket, HOST_PIDFD, secret);
-  char text[256];
-  ms_writer body = {.data = text, .capacity = sizeof text};
-  ms_put_u32(&body, (uint32_t)-error);
-  ms_put_str(&body, stage);
-  ms_send(socket, &(ms_header){.type = MS_FAILED}, body.data, body.length, NULL, 0);
-  _exit(1);
 }
 
 static pid_t clone_sandbox(int *pidfd) {
@@ -170,52 +168,78 @@ static pid_t clone_sandbox(int *pidfd) {
   return (pid_t)syscall(SYS_clone, flags, NULL, pidfd, NULL, NULL);
 }
 
-static void zygote_create(zygote *z, ms_message *request) {
-  ms_config config;
-  int pidfd = -1, error = 0;
-  pid_t pid = 0;
-  const char *stage = "";
-  if (z->count == z->capacity) {
-    size_t capacity = z->capacity ? z->capacity * 2 : 16;
-    pid_t *grown = realloc(z->children, capacity * sizeof *grown);
-    if (grown) {
-      z->children = grown;
-      z->capacity = capacity;
-    } else {
-      error = ENOMEM, stage = "memory";
-    }
+/* 0 or a positive errno. */
+static int make_spare(zygote *z) {
+  int pair[2];
+  if (!make_room(z))
+    return ENOMEM;
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+    return errno;
+  int pidfd = -1;
+  pid_t pid = clone_sandbox(&pidfd);
+  if (pid == 0) {
+    close(z->signals);
+    close(HOST_SOCKET);
+    close(pair[0]);
+    ms_sandbox_main(pair[1], HOST_PIDFD, z->uid, z->gid, &request);
   }
-  if (!read_config(&request->body, &config) || request->fd_count != 1)
-    error = EPROTO, stage = "version";
-  else if (!may_allow(&config))
-    error = EINVAL, stage = "seccomp.allow";
-  if (!error) {
-    pid = clone_sandbox(&pidfd);
-    if (pid == 0)
-      become_agent(z, &config, request->fds[0]);
-    if (pid < 0)
-      error = errno, stage = "clone";
-    else
-      z->children[z->count++] = pid;
+  int error = errno;
+  close(pair[1]);
+  if (pid < 0) {
+    close(pair[0]);
+    return error;
   }
+  z->children[z->count++] = pid;
+  z->spare = (spare){.pid = pid, .pidfd = pidfd, .socket = pair[0]};
+  return 0;
+}
+
+/* Forwards what the host wants to the spare, or to a fresh one when that has died. 0 or a positive
+ * errno. */
+static int hand_over(zygote *z) {
+  const ms_reader *body = &request.body;
+  for (int attempt = 0; attempt < 2; attempt++) {
+    int error = z->spare.pid ? 0 : make_spare(z);
+    if (error)
+      return error;
+    int sent = ms_send(z->spare.socket, &request.header, body->data, body->length, request.fds,
+                       request.fd_count);
+    if (sent == 0)
+      return 0;
+    drop_spare(z);
+  }
+  return ECONNRESET;
+}
+
+static void answer(int error, pid_t pid, int pidfd) {
   char text[64];
   ms_writer body = {.data = text, .capacity = sizeof text};
   ms_put_u32(&body, (uint32_t)error);
   ms_put_u32(&body, (uint32_t)pid);
-  ms_put_str(&body, stage);
-  ms_header header = {.type = MS_CREATED, .id = request->header.id};
+  ms_put_str(&body, error ? "clone" : "");
+  ms_header header = {.type = MS_CREATED, .id = request.header.id};
   struct pollfd room = {.fd = HOST_SOCKET, .events = POLLOUT};
   while (ms_send(HOST_SOCKET, &header, body.data, body.length, &pidfd, pidfd >= 0) == -EAGAIN)
     poll(&room, 1, -1);
-  if (pidfd >= 0)
-    close(pidfd);
+}
+
+static void zygote_create(zygote *z) {
+  int error = hand_over(z);
+  if (error) {
+    answer(error, 0, -1);
+    return;
+  }
+  answer(0, z->spare.pid, z->spare.pidfd);
+  drop_spare(z); /* it is a sandbox now */
+  ms_close_fds(&request);
+  make_spare(z); /* should that fail, the next request tells */
 }
 
 int main(void) {
   zygote z = {0};
   if (zygote_prepare(&z) < 0)
     return 1;
-  static ms_message request; /* too large for the stack of so small a process */
+  make_spare(&z);
   struct pollfd events[] = {{.fd = HOST_SOCKET, .events = POLLIN},
                             {.fd = z.signals, .events = POLLIN},
                             {.fd = HOST_PIDFD, .events = POLLIN}};
@@ -234,7 +258,7 @@ int main(void) {
     if (received <= 0)
       zygote_end(&z);
     if (request.header.type == MS_CREATE)
-      zygote_create(&z, &request);
+      zygote_create(&z);
     ms_close_fds(&request);
   }
 }

@@ -1,96 +1,26 @@
 /* What a fresh fork of the zygote does to become a sandbox, in the order that matters: map the one
- * user, build a root of its own out of pieces of the host's, leave the host's, shut what could be
- * opened again, drop every privilege, filter system calls.
- *
- * Sources are cloned before anything is mounted, so that the new mounts cannot hide them; the new
- * root is staged on /usr, which exists everywhere and whose clone was just taken. */
+ * user, build a root of its own, shut what could be opened again; then, told what is special about
+ * it, drop every privilege and filter system calls. */
 #include "agent.h"
 #include "filter.h"
+#include "root.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <linux/mount.h>
 #include <net/if.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define STAGING "/usr"
-
-/* A piece of the host's file system: cloned from `path`, mounted at the same place inside. */
-typedef struct piece {
-  const char *path;
-  enum { DIRECTORY, FILE_ONLY, DEVICE } kind;
-  int tree; /* owned: the detached clone; -1: the host has none */
-} piece;
-
-/* Of /etc only what programs fail without, and no directory that might hold a secret: the user's
- * groups come along into the sandbox, so "not readable for others" does not protect. */
-static const piece host_pieces[] = {
-    {"/usr", DIRECTORY, -1},
-    {"/etc/alternatives", DIRECTORY, -1},
-    {"/etc/fonts", DIRECTORY, -1},
-    {"/etc/java-17-openjdk", DIRECTORY, -1},
-    {"/etc/ld.so.cache", FILE_ONLY, -1},
-    {"/etc/mime.types", FILE_ONLY, -1},
-    {"/etc/php", DIRECTORY, -1},
-    {"/etc/services", FILE_ONLY, -1},
-    {"/etc/ssl/certs", DIRECTORY, -1},
-    {"/etc/ssl/openssl.cnf", FILE_ONLY, -1},
-    {"/dev/null", DEVICE, -1},
-    {"/dev/zero", DEVICE, -1},
-    {"/dev/full", DEVICE, -1},
-    {"/dev/random", DEVICE, -1},
-    {"/dev/urandom", DEVICE, -1},
-    {"/dev/tty", DEVICE, -1},
-};
-enum { PIECES = sizeof host_pieces / sizeof *host_pieces };
-
-/* Links into /usr on a merged system, directories elsewhere. Of /etc only if they are links. */
-static const char *const host_links[] = {"bin",   "sbin",   "lib",           "lib32",
-                                         "lib64", "libx32", "etc/localtime", "etc/os-release"};
-
-static const struct {
-  const char *path;
-  mode_t mode;
-} directories[] = {
-    {"usr", 0755}, {"etc", 0755},      {"etc/ssl", 0755},  {"proc", 0555},
-    {"dev", 0755}, {"dev/pts", 0755},  {"dev/shm", 01777}, {"tmp", 01777},
-    {"var", 0755}, {"var/tmp", 01777}, {"run", 0755},      {"workspace", 0755},
-};
-
-static const struct {
-  const char *path, *text;
-} files[] = {
-    {"etc/passwd",
-     "root:x:0:0:root:/root:/usr/sbin/nologin\n" MS_USER ":x:1000:1000::" MS_HOME ":/bin/sh\n"
-     "nobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n"},
-    {"etc/group", "root:x:0:\n" MS_USER ":x:1000:\nnogroup:x:65534:\n"},
-    {"etc/hosts", "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n"},
-    {"etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n"},
-};
-
-static const struct {
-  const char *target, *path;
-} links[] = {
-    {"pts/ptmx", "dev/ptmx"},          {"/proc/self/fd", "dev/fd"},
-    {"/proc/self/fd/0", "dev/stdin"},  {"/proc/self/fd/1", "dev/stdout"},
-    {"/proc/self/fd/2", "dev/stderr"},
-};
-
-/* Parts of /proc that only privilege could write: shut all the same. */
-static const char *const read_only_proc[] = {"/proc/sys", "/proc/irq", "/proc/bus",
-                                             "/proc/sysrq-trigger"};
-
-static int write_text(const char *path, const char *text, int flags) {
+int ms_write_text(const char *path, const char *text, int flags) {
   int fd = open(path, O_WRONLY | O_CLOEXEC | flags, 0644);
   if (fd < 0)
     return -1;
@@ -101,139 +31,15 @@ static int write_text(const char *path, const char *text, int flags) {
   return written < 0 ? -1 : 0;
 }
 
-/* Mounts -------------------------------------------------------------------------------------- */
-
-static int clone_tree(const char *path, uint64_t attributes, bool recursive) {
-  unsigned deep = recursive ? AT_RECURSIVE : 0;
-  int tree =
-      (int)syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | deep);
-  if (tree < 0)
-    return -1;
-  struct mount_attr attr = {.attr_set = attributes, .propagation = MS_PRIVATE};
-  if (syscall(SYS_mount_setattr, tree, "", AT_EMPTY_PATH | deep, &attr, sizeof attr) < 0) {
-    int error = errno;
-    close(tree);
-    errno = error;
-    return -1;
-  }
-  return tree;
-}
-
-/* Mounts a clone at a path below the working directory and closes it. */
-static int place_tree(int tree, const char *path) {
-  int placed = (int)syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH);
-  int error = errno;
-  close(tree);
-  errno = error;
-  return placed;
-}
-
-static int clone_pieces(piece *pieces) {
-  memcpy(pieces, host_pieces, sizeof host_pieces);
-  for (int i = 0; i < PIECES; i++) {
-    piece *p = &pieces[i];
-    uint64_t attributes = p->kind == DEVICE
-                              ? MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
-                              : MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
-    p->tree = clone_tree(p->path, attributes, p->kind == DIRECTORY);
-    if (p->tree < 0 && errno != ENOENT)
-      return -1;
-  }
-  return 0;
-}
-
-static int place_pieces(const piece *pieces) {
-  for (int i = 0; i < PIECES; i++) {
-    const piece *p = &pieces[i];
-    const char *inside = p->path + 1;
-    if (p->tree < 0)
-      continue;
-    if (p->kind == DIRECTORY) {
-      if (mkdir(inside, 0755) < 0 && errno != EEXIST)
-        return -1;
-    } else if (write_text(inside, "", O_CREAT | O_EXCL) < 0) {
-      return -1;
-    }
-    if (place_tree(p->tree, inside) < 0)
-      return -1;
-  }
-  return 0;
-}
-
-/* The host's own top-level links, or read-only clones where it has directories. `targets` was read
- * before the staging: an empty one is not a link. */
-static int place_links(char targets[][256], const int *trees) {
-  for (size_t i = 0; i < sizeof host_links / sizeof *host_links; i++) {
-    const char *path = host_links[i];
-    if (targets[i][0]) {
-      if (symlink(targets[i], path) < 0)
-        return -1;
-    } else if (trees[i] >= 0) {
-      if (mkdir(path, 0755) < 0 || place_tree(trees[i], path) < 0)
-        return -1;
-    }
-  }
-  return 0;
-}
-
-static int read_links(char targets[][256], int *trees) {
-  for (size_t i = 0; i < sizeof host_links / sizeof *host_links; i++) {
-    char path[64];
-    snprintf(path, sizeof path, "/%s", host_links[i]);
-    ssize_t length = readlink(path, targets[i], 255);
-    targets[i][length > 0 ? length : 0] = '\0';
-    trees[i] = -1;
-    if (length < 0 && errno == EINVAL && !strchr(host_links[i], '/')) {
-      trees[i] = clone_tree(path, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, true);
-      if (trees[i] < 0)
-        return -1;
-    }
-  }
-  return 0;
-}
-
-static int fill_root(void) {
-  for (size_t i = 0; i < sizeof directories / sizeof *directories; i++)
-    if (mkdir(directories[i].path, directories[i].mode) < 0)
-      return -1;
-  for (size_t i = 0; i < sizeof files / sizeof *files; i++)
-    if (write_text(files[i].path, files[i].text, O_CREAT | O_EXCL) < 0)
-      return -1;
-  for (size_t i = 0; i < sizeof links / sizeof *links; i++)
-    if (symlink(links[i].target, links[i].path) < 0)
-      return -1;
-  return 0;
-}
-
-static int shut_proc(void) {
-  for (size_t i = 0; i < sizeof read_only_proc / sizeof *read_only_proc; i++) {
-    int tree = clone_tree(read_only_proc[i],
-                          MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, false);
-    if (tree < 0 && errno == ENOENT)
-      continue;
-    if (tree < 0 || place_tree(tree, read_only_proc[i]) < 0)
-      return -1;
-  }
-  return 0;
-}
-
-static int leave_host(void) {
-  if (syscall(SYS_pivot_root, ".", ".") < 0 || umount2(".", MNT_DETACH) < 0)
-    return -1;
-  return chdir("/");
-}
-
-/* The rest ------------------------------------------------------------------------------------ */
-
 static int map_user(uid_t uid, gid_t gid) {
   char map[64];
-  if (write_text("/proc/self/setgroups", "deny", 0) < 0)
+  if (ms_write_text("/proc/self/setgroups", "deny", 0) < 0)
     return -1;
   snprintf(map, sizeof map, "%d %u 1", MS_UID, (unsigned)uid);
-  if (write_text("/proc/self/uid_map", map, 0) < 0)
+  if (ms_write_text("/proc/self/uid_map", map, 0) < 0)
     return -1;
   snprintf(map, sizeof map, "%d %u 1", MS_GID, (unsigned)gid);
-  return write_text("/proc/self/gid_map", map, 0);
+  return ms_write_text("/proc/self/gid_map", map, 0);
 }
 
 static int raise_loopback(void) {
@@ -251,10 +57,10 @@ static int raise_loopback(void) {
 /* No further user namespaces, which are most of the kernel's attack surface; and little of what is
  * otherwise counted against the user outside. Cannot be undone from inside. */
 static int limit_namespace(void) {
-  if (write_text("/proc/sys/user/max_inotify_instances", "64", 0) < 0 ||
-      write_text("/proc/sys/user/max_inotify_watches", "16384", 0) < 0)
+  if (ms_write_text("/proc/sys/user/max_inotify_instances", "64", 0) < 0 ||
+      ms_write_text("/proc/sys/user/max_inotify_watches", "16384", 0) < 0)
     return -1;
-  return write_text("/proc/sys/user/max_user_namespaces", "0", 0);
+  return ms_write_text("/proc/sys/user/max_user_namespaces", "0", 0);
 }
 
 static int drop_capabilities(void) {
@@ -278,43 +84,88 @@ static int install_filter(const ms_config *config, uint64_t secret) {
   return error < 0 ? -1 : 0;
 }
 
-int ms_setup(const ms_config *config, uid_t uid, gid_t gid, uint64_t secret, const char **stage) {
-  piece pieces[PIECES];
-  char targets[sizeof host_links / sizeof *host_links][256];
-  int trees[sizeof host_links / sizeof *host_links];
-  char tmpfs[96];
-  snprintf(tmpfs, sizeof tmpfs, "mode=0755,size=%llu,nr_inodes=%llu",
-           (unsigned long long)config->disk, (unsigned long long)config->inodes);
-  const unsigned long plain = MS_NOSUID | MS_NODEV;
-
-#define STAGE(name, call)                                                                          \
-  do {                                                                                             \
-    *stage = name;                                                                                 \
-    if ((call) < 0)                                                                                \
-      return -errno;                                                                               \
-  } while (0)
-  STAGE("session", setsid() < 0 && errno != EPERM ? -1 : 0);
-  STAGE("uid_map", map_user(uid, gid));
-  STAGE("propagation", mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL));
-  STAGE("open_tree", clone_pieces(pieces));
-  STAGE("open_tree", read_links(targets, trees));
-  STAGE("tmpfs", mount("tmpfs", STAGING, "tmpfs", plain, tmpfs));
-  STAGE("tmpfs", chdir(STAGING));
-  STAGE("root", fill_root());
-  STAGE("bind", place_pieces(pieces));
-  STAGE("bind", place_links(targets, trees));
-  STAGE("proc", mount("proc", "proc", "proc", plain | MS_NOEXEC, NULL));
-  STAGE("devpts", mount("devpts", "dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
-                        "newinstance,ptmxmode=0666,mode=0620,max=128"));
-  STAGE("pivot_root", leave_host());
-  STAGE("loopback", raise_loopback());
-  STAGE("hostname", sethostname(config->hostname, strlen(config->hostname)));
-  STAGE("limits", limit_namespace());
-  STAGE("proc", shut_proc());
-  STAGE("capabilities", drop_capabilities());
-  STAGE("no_new_privs", prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
-  STAGE("dumpable", prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
-  STAGE("seccomp", install_filter(config, secret));
-#undef STAGE
+/* Before it is known what for. 0, or a negative errno and the stage that failed. */
+static int prepare(uid_t uid, gid_t gid, const char **stage) {
+  MS_STAGE("session", setsid());
+  MS_STAGE("uid_map", map_user(uid, gid));
+  int error = ms_root_build(stage);
+  if (error)
+    return error;
+  MS_STAGE("loopback", raise_loopback());
+  MS_STAGE("limits", limit_namespace());
+  MS_STAGE("proc", ms_root_shut_proc());
   return 0;
+}
+
+static int finish(const ms_config *config, uint64_t *secret, const char **stage) {
+  MS_STAGE("disk", ms_root_limit(config->disk, config->inodes));
+  MS_STAGE("hostname", sethostname(config->hostname, strlen(config->hostname)));
+  MS_STAGE("random", getrandom(secret, sizeof *secret, 0));
+  MS_STAGE("capabilities", drop_capabilities());
+  MS_STAGE("no_new_privs", prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+  MS_STAGE("dumpable", prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
+  MS_STAGE("seccomp", install_filter(config, *secret));
+  return 0;
+}
+
+/* 0, or a negative errno and what is wrong with it. */
+static int read_config(ms_reader *body, ms_config *config, const char **stage) {
+  config->version = ms_get_str(body);
+  config->disk = ms_get_u64(body);
+  config->inodes = ms_get_u64(body);
+  config->hostname = ms_get_str(body);
+  config->allow_count = ms_get_u32(body);
+  for (uint32_t i = 0; i < config->allow_count && i < MS_ALLOW_MAX; i++)
+    config->allow[i] = ms_get_str(body);
+  *stage = "version";
+  if (!ms_get_end(body) || strcmp(config->version, MS_VERSION) != 0)
+    return -EPROTO;
+  *stage = "seccomp.allow"; /* what may be allowed again is decided here, not by who asks */
+  for (uint32_t i = 0; i < config->allow_count; i++)
+    if (!ms_filter_knows(config->allow[i]))
+      return -EINVAL;
+  return 0;
+}
+
+/* Waits for the one message of the zygote. Without it there is nothing to live for. */
+static void await_create(int socket, int host_pidfd, ms_message *message) {
+  struct pollfd events[] = {{.fd = socket, .events = POLLIN}, {.fd = host_pidfd, .events = POLLIN}};
+  for (;;) {
+    if (poll(events, 2, -1) < 0)
+      continue;
+    int received = events[1].revents ? 0 : ms_receive(socket, message);
+    if (received == -EAGAIN)
+      continue;
+    if (received <= 0 || message->fd_count != 1)
+      _exit(1);
+    close(socket);
+    return;
+  }
+}
+
+_Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid,
+                               ms_message *message) {
+  ms_config config;
+  uint64_t secret = 0;
+  const char *stage = "";
+  int error = prepare(uid, gid, &stage);
+  const char *prepared = stage;
+  await_create(zygote_socket, host_pidfd, message);
+  int host = message->fds[0];
+  message->fd_count = 0; /* kept */
+  int wrong = read_config(&message->body, &config, &stage);
+  if (wrong)
+    error = wrong;
+  else if (error)
+    stage = prepared;
+  else
+    error = finish(&config, &secret, &stage);
+  if (!error)
+    ms_agent_loop(host, host_pidfd, secret, message);
+  char text[256];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  ms_put_u32(&body, (uint32_t)-error);
+  ms_put_str(&body, stage);
+  ms_send(host, &(ms_header){.type = MS_FAILED}, body.data, body.length, NULL, 0);
+  _exit(1);
 }

@@ -79,7 +79,7 @@ static const struct {
   int arguments; /* at least so many, without the name */
 } programs[] = {
     {"list", ms_work_list, 2},     {"search", ms_work_search, 1}, {"remove", ms_work_remove, 1},
-    {"copy", ms_work_copy, 2},     {"cat", ms_work_cat, 3},       {"pack", ms_work_pack, 2},
+    {"copy", ms_work_copy, 3},     {"cat", ms_work_cat, 3},       {"pack", ms_work_pack, 2},
     {"unpack", ms_work_unpack, 1},
 };
 

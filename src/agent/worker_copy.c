@@ -213,16 +213,39 @@ static int copy_tree(int from, const char *to) {
   return status;
 }
 
-/* copy FROM TO: a file, or a directory with all that is in it, into the one that is there already
- * if there is one. A link that FROM itself is is followed, those below are copied. */
+/* A link as it is: 0, 1 when it is none, or a negative errno. */
+static int copy_link(const char *from, const char *to) {
+  char target[MS_PATH_MAX + 1];
+  ms_where where;
+  int error = ms_where_find(&where, from, false);
+  ssize_t length = error == 0 ? readlinkat(where.dir, where.name, target, MS_PATH_MAX) : 0;
+  if (length < 0)
+    error = errno == EINVAL ? 1 : -errno;
+  ms_where_close(&where);
+  if (error != 0)
+    return error;
+  target[length] = '\0';
+  error = ms_where_find(&where, to, false);
+  if (error == 0)
+    error = ms_link_at(where.dir, where.name, target);
+  ms_where_close(&where);
+  return error;
+}
+
+/* copy FROM TO FOLLOW: a file, or a directory with all that is in it, into the one that is there
+ * already if there is one. A link that FROM itself is is followed (1) or copied (0); those below
+ * are copied. */
 int ms_work_copy(int argc, char **argv) {
   (void)argc;
   struct stat st;
-  int from = ms_open_path(argv[1], DIRECTORY);
-  if (from >= 0)
-    return copy_tree(from, argv[2]);
-  from = open_readable(argv[1], &st);
-  int error = from < 0 ? from : copy_file(from, &st, argv[2]);
+  int error = argv[3][0] == '0' ? copy_link(argv[1], argv[2]) : 1;
+  if (error > 0) {
+    int from = ms_open_path(argv[1], DIRECTORY);
+    if (from >= 0)
+      return copy_tree(from, argv[2]);
+    from = open_readable(argv[1], &st);
+    error = from < 0 ? from : copy_file(from, &st, argv[2]);
+  }
   return error < 0 ? ms_out_failed(error, "") : ms_out_end(1);
 }
 

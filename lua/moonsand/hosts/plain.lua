@@ -43,8 +43,13 @@ local function resume(item)
     return -- its wait ended otherwise
   end
   local before = current
+  local ok, yielded
   current = co
-  local ok, yielded = coroutine.resume(co, item.host and item or nil)
+  if item.host then
+    ok, yielded = coroutine.resume(co, item)
+  else
+    ok, yielded = coroutine.resume(co)
+  end
   current = before
   if not ok then
     error(debug.traceback(co, tostring(yielded)), 0)
