@@ -181,8 +181,8 @@ asan: ## the suite with module and agent under AddressSanitizer and UBSan
 valgrind: ## the suite on Lua 5.4 under Valgrind
 	$(deps) test valgrind
 	+@$(build-suite)
-	@B='$(B)' LUA=5.4 TEST_TIMEOUT=1800 MOONSAND_VALGRIND=1 \
-	  TEST_WRAPPER='valgrind -q --error-exitcode=99 --track-origins=yes' sh tools/run-tests $(SPEC)
+	@B='$(B)' LUA=5.4 TEST_TIMEOUT=600 MOONSAND_VALGRIND=1 \
+	  TEST_WRAPPER='valgrind -q --error-exitcode=99' sh tools/run-tests $(SPEC)
 
 fuzz: ## run each fuzz target for FUZZ_SECONDS=30
 	$(deps) fuzz
@@ -249,7 +249,7 @@ endef
 
 install: install-modules ## install under PREFIX=/usr/local (and DESTDIR=)
 	install -d '$(doc-dir)'
-	cp -R $(wildcard README.md CHANGELOG.md LICENSE doc) '$(doc-dir)/'
+	cp -R CHANGELOG.md LICENSE $(wildcard README.md doc) '$(doc-dir)/'
 install-modules: all
 	$(foreach v,$(VARIANTS),$(call install-variant,$v))
 

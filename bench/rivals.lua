@@ -39,9 +39,10 @@ end
 local has_luv, uv = pcall(require, "luv")
 
 if has_luv then
-  --- As luv's manual does it: a pipe, a callback for data, one for the exit; the loop until both came.
+  --- As luv's manual does it: a pipe, callbacks for data and exit; the loop until both came.
   function M.luv(path, ...)
-    local pipe, pieces, handle, failure = uv.new_pipe(false), {}, nil, nil
+    local pipe, pieces, handle = uv.new_pipe(false), {}, nil
+    local failure
     handle, failure = uv.spawn(path, { args = { ... }, stdio = { nil, pipe } }, function()
       handle:close()
     end)
@@ -133,8 +134,8 @@ function M.probe_docker()
     M.missing.docker = docker .. ": no engine answers, or it has no image"
     return
   end
-  local container = M.popen(docker, "run", "-d", "--rm", "--network", "none", image, "sleep", "3600")
-    :match "%x+"
+  local container =
+    M.popen(docker, "run", "-d", "--rm", "--network", "none", image, "sleep", "3600"):match "^%x+"
   if not container then
     M.missing.docker = docker .. " could not start a container from " .. image
     return

@@ -82,6 +82,7 @@ struct ms_process {
   char what[32];
   ms_exit exit;
   bool awaited;         /* its start is news */
+  bool quiet; /* its start is not told at all */
   bool pipes_held;      /* somebody still holds the other end of its output */
   ms_stream *out, *err; /* kept alive by the user value; NULL: none */
 };

@@ -36,8 +36,9 @@ static void leave_sandbox(ms_process *p) {
   p->sandbox = NULL;
 }
 
+/* After all that could be read was read. Behind a full read-ahead the end may lie in the pipe. */
 static bool is_held(const ms_stream *s) {
-  return s && s->fd >= 0 && s->mode == MS_COLLECT && !s->eof;
+  return s && s->fd >= 0 && !s->eof && (s->mode == MS_COLLECT || s->in.length < s->want);
 }
 
 static void drain(ms_process *p) {
@@ -85,9 +86,11 @@ static bool on_refused(ms_process *p, ms_reader *body) {
 static bool on_exited(ms_process *p, ms_reader *body) {
   ms_get_exit(body, &p->exit);
   bool ended = WIFEXITED(p->exit.status) || WIFSIGNALED(p->exit.status);
-  if (p->state != MS_PROCESS_RUNNING || !ms_get_end(body) || !ended ||
-      p->exit.reason > MS_REASON_CLOSE)
+  bool started = p->state == MS_PROCESS_RUNNING || (p->quiet && p->state == MS_PROCESS_STARTING);
+  if (!started || !ms_get_end(body) || !ended || p->exit.reason > MS_REASON_CLOSE ||
+      p->exit.pid <= 1)
     return false;
+  p->pid = p->exit.pid;
   process_over(p, MS_PROCESS_EXITED);
   return true;
 }
@@ -263,6 +266,7 @@ static uint32_t exec_flags(lua_State *L) {
   } rows[] = {
       {"worker", MS_EXEC_WORKER}, {"leave", MS_EXEC_LEAVE},   {"stdin", MS_EXEC_STDIN},
       {"stdout", MS_EXEC_STDOUT}, {"stderr", MS_EXEC_STDERR}, {"merge", MS_EXEC_MERGE},
+      {"quiet", MS_EXEC_QUIET},
   };
   uint32_t flags = 0;
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
@@ -290,7 +294,7 @@ static ms_stream *push_stream(lua_State *L, ms_reactor *r, plumbing *pipes, int 
 
 /* sandbox:spawn(argv, options): process, stdin, stdout, stderr (nil where there is no pipe); or
  * nil, errno, state. Options: cwd, env (list of "K=V"), umask, timeout, grace, max_output, the
- * limits, worker, leave, merge; stdin, stdout, stderr: true for a pipe, else /dev/null. */
+ * limits, worker, leave, merge, quiet; stdin, stdout, stderr: true for a pipe, else /dev/null. */
 int ms_process_spawn(lua_State *L) {
   ms_sandbox *s = luaL_checkudata(L, 1, MS_SANDBOX_TYPE);
   luaL_checktype(L, 2, LUA_TTABLE);
@@ -319,6 +323,7 @@ int ms_process_spawn(lua_State *L) {
     return push_error(L, -error);
   }
   p->id = s->last_id;
+  p->quiet = flags & MS_EXEC_QUIET;
   p->state = MS_PROCESS_STARTING;
   p->sandbox = s;
   p->next = s->processes;

@@ -55,7 +55,7 @@ double ms_now(void);
 #define MS_SCRATCH_SIZE ((size_t)256 * 1024)
 char *ms_reactor_scratch(ms_reactor *r);
 
-/* Adds `core.reactor` to the table on top of the stack. */
+/* Adds `reactor`, `now` and `isyieldable` to the table on top of the stack. */
 void ms_reactor_open(lua_State *L);
 
 #endif

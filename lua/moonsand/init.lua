@@ -111,18 +111,19 @@ local function create(call, opts, level)
   opts = options.check(call, opts, create_options(provider), level + 1)
   if opts.name and not valid_name(opts.name) then
     return errors.fail("invalid", ("name: %s (letters, digits, '.', '_', '-', at most 64)"):format(
-      options.quote(opts.name)))
+      options.quote(opts.name)), { started = false, provider = provider.name })
   end
   local defaults, driver
   defaults, message, code, detail = read_defaults(opts)
   if not defaults then
+    detail.started, detail.provider = false, provider.name
     return nil, message, code, detail
   elseif defaults.cwd and defaults.cwd:sub(1, 1) ~= "/" then
     defaults.cwd = "/workspace/" .. defaults.cwd
   end
   driver, message, code, detail = provider.create(opts, loop.limits(opts))
   if not driver then
-    detail.provider = provider.name
+    detail.started, detail.provider = false, provider.name
     return nil, message, code, detail
   end
   local id = random_id()

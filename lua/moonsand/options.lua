@@ -39,11 +39,20 @@ function M.nearest(name, known)
   end
 end
 
+local function is_callable(value)
+  if type(value) == "function" then
+    return true
+  end
+  local meta = debug.getmetatable(value)
+  return type(meta) == "table" and type(rawget(meta, "__call")) == "function"
+end
+
 local function matches(value, expected)
   local kind = type(value)
   for word in expected:gmatch "[%w_]+" do
-    if word == kind or (word == "callable" and (kind == "function" or kind == "table"))
-      or (word == "file" and io.type(value)) or (word == "any") then
+    if word == kind or (word == "callable" and is_callable(value))
+      or (word == "file" and io.type(value)) or (word == "any")
+      or (word == "stream" and kind == "table" and type(value.chunk) == "function") then
       return true
     end
   end

@@ -10,10 +10,15 @@ local results = require "moonsand.result"
 local signals = require "moonsand.signals"
 local streams = require "moonsand.stream"
 
+local unpack = table.unpack or unpack
+
 local M = {}
 
 --- How long the death of what was killed may take before it counts as unconfirmed.
 local KILL_CONFIRMED = 5
+
+--- `on_line` gives a longer line in pieces.
+local MAX_LINE = 1024 * 1024
 
 local WAIT = { timeout = "number", cancel = "table" }
 local STOP = { timeout = "number", cancel = "table", grace = "number" }
@@ -32,6 +37,8 @@ Process.__tostring = function(self)
   local state = "running"
   if self.outcome then
     state = self.outcome.result and tostring(self.outcome.result) or self.outcome.message
+  elseif self.closed then
+    state = "closed"
   end
   return ("moonsand.Process (%s, %s)"):format(self.id, state)
 end
@@ -40,13 +47,38 @@ local function kill(self, reason)
   self.program:signal(signals.numbers.KILL, true, reason)
 end
 
+--- A failure of this sandbox's.
+local function fail(box, message, code, detail)
+  detail.provider = box.provider
+  return nil, message, code, detail
+end
+
+local function fail_new(self, code, message, detail)
+  detail = detail or {}
+  detail.id, detail.provider = self.id, self.box.provider
+  return errors.fail(code, message, detail)
+end
+
 -- ---------------------------------------------------------------- the end
 
 --- What a Result or a failure looks like when it is kept, so that every wait answers the same.
 local function keep(self, result, message, code, detail)
-  self.outcome = { result = result, message = message, code = code, detail = detail }
+  if detail then
+    detail.id, detail.provider = self.id, self.box.provider
+  end
+  self.outcome = {
+    result = result,
+    message = message,
+    code = code,
+    detail = detail,
+    thrown = false, -- waits raise `error`
+    error = nil,
+  }
   if self.uncancel then
     self.uncancel()
+  end
+  if self.feeder then
+    streams.release(self.input, self.feeder)
   end
 end
 
@@ -55,31 +87,59 @@ local endings = {
   close = { "closed", "the process was closed" },
 }
 
+--- Whether more was to be collected than may be, where that ends the program.
+local function is_over_limit(self)
+  if self.plan.on_limit ~= "kill" then
+    return false
+  end
+  for _, name in ipairs { "stdout", "stderr" } do
+    local raw, stream = self.program[name], self[name]
+    if raw and self.plan.sinks[name] == "collect" and not (stream and stream.owner)
+      and raw:received() > self.plan.max_output then
+      return true
+    end
+  end
+  return false
+end
+
 --- From the way it ended to what `wait` answers.
 local function settle(self, exit)
-  local result = results.new(exit, { stdout = self.program.stdout, stderr = self.program.stderr },
-    self.plan.limits)
-  if self.raised then
-    return keep(self, nil, self.raised.message, self.raised.code, self.raised.detail)
+  if not exit.reason and is_over_limit(self) then
+    exit.reason = "output" -- it ended by itself before that could be done
   end
-  local ending = endings[exit.reason]
-  if ending then
+  local result = results.new(exit, { stdout = self.program.stdout, stderr = self.program.stderr },
+    self.plan.spec)
+  local raised, ending = self.raised, endings[exit.reason]
+  if raised then
+    local more = { started = true, result = result, cause = raised.error }
+    for name, value in pairs(raised.detail or {}) do
+      more[name] = value
+    end
+    local _, text, code, detail = errors.fail(raised.code or "closed", raised.message, more)
+    keep(self, nil, text, code, detail)
+    self.outcome.thrown, self.outcome.error = raised.thrown, raised.error
+  elseif ending then
     local message = self.cancel_message or ending[2]
     local _, text, code, detail = errors.fail(ending[1], message,
-      { started = true, id = self.id, result = result, cause = self.cancel_cause })
-    return keep(self, nil, text, code, detail)
+      { started = true, result = result, cause = self.cancel_cause })
+    keep(self, nil, text, code, detail)
+  else
+    keep(self, result)
   end
-  keep(self, result)
 end
 
 local function answer(self, check)
   local o = self.outcome
-  if o.error then
+  if o.thrown then
     error(o.error, 0)
   elseif not o.result then
     return nil, o.message, o.code, o.detail
+  elseif check and not o.result.ok then
+    local _, message, code, detail = results.check(o.result)
+    detail.id = self.id
+    return fail(self.box, message, code, detail)
   end
-  return check and results.check(o.result) or o.result
+  return o.result
 end
 
 --- May this coroutine take over what is left in a stream? Not while another one, alive, reads it.
@@ -92,7 +152,7 @@ end
 local function collect(self)
   for _, name in ipairs { "stdout", "stderr" } do
     local stream = self[name]
-    if stream and not self.handlers and not stream.reader and is_ours(stream) then
+    if stream and not stream.reader and is_ours(stream) then
       stream.raw:collect()
     end
   end
@@ -100,16 +160,9 @@ end
 
 --- Kills a program whose output has grown past its limit, when that was asked for.
 local function police(self)
-  local plan, program = self.plan, self.program
-  if plan.on_limit ~= "kill" or self.over_limit then
-    return
-  end
-  for _, name in ipairs { "stdout", "stderr" } do
-    if program[name] and program[name]:received() > plan.max_output then
-      self.over_limit = true
-      kill(self, "output")
-      return
-    end
+  if not self.policed and is_over_limit(self) then
+    self.policed = true
+    kill(self, "output")
   end
 end
 
@@ -117,7 +170,7 @@ end
 
 --- Splits what comes into lines for `on_line`; the last one may lack its end.
 local function line_splitter(emit)
-  local rest = {}
+  local rest, length = {}, 0
   return function(data)
     if data == nil then
       local last = table.concat(rest)
@@ -135,10 +188,15 @@ local function line_splitter(emit)
       end
       rest[#rest + 1] = data:sub(from, at - 1)
       emit(table.concat(rest))
-      rest, from = {}, at + 1
+      rest, length, from = {}, 0, at + 1
     end
     if from <= #data then
       rest[#rest + 1] = data:sub(from)
+      length = length + #data - from + 1
+    end
+    if length >= MAX_LINE then
+      emit(table.concat(rest))
+      rest, length = {}, 0
     end
   end
 end
@@ -160,7 +218,7 @@ local function make_handlers(self, opts)
     if sink == "inherit" then
       sink = host_writer(name)
     end
-    local collected = type(sink) == "string"
+    local collected = sink == "collect"
     local function add(fn)
       list[#list + 1] = function(data)
         if data then
@@ -168,7 +226,7 @@ local function make_handlers(self, opts)
         end
       end
     end
-    if not collected and sink then
+    if not collected and sink and sink ~= "discard" then
       add(sink)
     end
     if callback then
@@ -217,21 +275,47 @@ local function pump_end(self)
   end
 end
 
---- The streams whose news matter while the end is waited for.
-local function watched(self)
-  local program = self.program
-  if self.plan.on_limit == "kill" then
-    return program.stdout, program.stderr
-  elseif self.handlers then
-    return self.handlers.stdout and program.stdout, self.handlers.stderr and program.stderr
+--- Waits for `first`, for news of the streams that matter while the end is waited for, and for the
+--- end of tasks that still read one, which leave us the rest.
+local function wait_with(self, limits, first)
+  local news, program, handlers = { first }, self.program, self.handlers
+  for _, name in ipairs { "stdout", "stderr" } do
+    local stream = self[name]
+    if self.plan.on_limit == "kill" or handlers and handlers[name] then
+      news[#news + 1] = program[name]
+    end
+    if stream and stream.task and not is_ours(stream) then
+      news[#news + 1] = stream.task.finished
+    end
+  end
+  return loop.wait(limits, unpack(news))
+end
+
+--- Callbacks hear of a program that has its pid. Answers nothing, or the failure of the wait.
+local function await_start(self, limits)
+  local ok, message, code, detail = self.program:started(limits)
+  local exit, gone = self.program:ended()
+  if ok then
+    self.pid = self.program:pid()
+  elseif not exit and not gone then
+    return message, code, detail
   end
 end
 
 --- Waits for the end and keeps the outcome. Answers nothing, or the failure of the wait itself.
 ---@param pumping boolean serve the callbacks meanwhile
-local function await_end(self, limits, pumping)
+---@param collecting? boolean collect what nobody reads any more
+local function await_end(self, limits, pumping, collecting)
   local program = self.program
   while not self.outcome do
+    if collecting then
+      collect(self)
+    elseif pumping and not self.pid then
+      local message, code, detail = await_start(self, limits)
+      if message then
+        return message, code, detail
+      end
+    end
     if pumping then
       pump(self)
     end
@@ -244,17 +328,11 @@ local function await_end(self, limits, pumping)
       settle(self, exit)
       return
     elseif message then
-      detail.id = self.id
       keep(self, nil, message, code, detail)
       return
     end
     police(self)
-    local out, err = watched(self)
-    if out then
-      message, code, detail = loop.wait(limits, program:waitable(), out, err or nil)
-    else
-      message, code, detail = loop.wait(limits, program:waitable(), err or nil)
-    end
+    message, code, detail = wait_with(self, limits, program:waitable())
     if message then
       return message, code, detail
     end
@@ -277,40 +355,58 @@ local function put_down(self, reason)
   if message then
     kill(self, reason)
     local _, text, code, detail = errors.fail("timeout",
-      "the program was killed, but its end was not confirmed", { started = true, id = self.id })
+      "the program was killed, but its end was not confirmed", { started = true })
     keep(self, nil, text, code, detail)
   end
 end
 
 -- ---------------------------------------------------------------- input
 
---- A function that gives the next piece of whatever `stdin` may be.
-local function source_of(input)
-  if type(input) == "function" then
-    return input
-  elseif io.type(input) then
-    return function()
-      return input:read(65536)
-    end
-  elseif type(input) == "table" and type(input.chunk) == "function" then
-    return function()
-      return input:chunk()
-    end
-  end
-  return function() -- a callable object
-    return input()
+--- What can be no input raises at the caller's line, before anything is started.
+local function check_input(call, input, interactive, level)
+  if input == true and not interactive then
+    errors.raise(level + 1, '%s: stdin must not be true: a pipe needs box:start', call)
+  elseif io.type(input) == "closed file" then
+    errors.raise(level + 1, "%s: stdin is a closed file", call)
+  elseif streams.is(input) and (input.closed or input.reader) then
+    errors.raise(level + 1, "%s: stdin is a stream that %s", call,
+      input.closed and "is closed" or "another coroutine is reading")
   end
 end
 
+-- What gives the next piece of an input. No closures: LuaJIT's traces keep the functions of hot
+-- loops alive, and so would the streams that they hold.
+
+local function next_of_file(_, file)
+  local data, reason, errno = file:read(65536)
+  return data, reason, reason and errors.code(errno)
+end
+
+local function next_of_stream(self, stream)
+  return streams.chunk_for(stream, self.program)
+end
+
+local function next_of_function(_, fn)
+  return fn()
+end
+
+local function reader_of(input)
+  return io.type(input) and next_of_file or streams.is(input) and next_of_stream or next_of_function
+end
+
 --- Writes what the source gives until it ends. Answers nothing, or the source's own failure.
-local function pour(self, source, raw)
-  while true do
-    local data, message, code, detail = source()
+local function pour(self, input, raw)
+  local read = reader_of(input)
+  while not self.program:ended() do
+    local data, message, code, detail = read(self, input)
     if data == nil then
       raw:shutdown()
       return message, code, detail
+    elseif type(data) == "number" then
+      data = tostring(data)
+    elseif type(data) ~= "string" then
+      error(("moonsand: stdin: the function must give strings, got %s"):format(type(data)), 0)
     end
-    data = tostring(data)
     local from = 1
     while from <= #data do
       local count, why = raw:write(data, from)
@@ -333,20 +429,30 @@ local function abort(self, raised)
   end
 end
 
+--- What a function of the caller's raised, for `abort`.
+local function thrown(err)
+  return { thrown = true, error = err, message = tostring(err) }
+end
+
 local function feed(self, input)
   local raw = self.program.stdin
   if type(input) == "string" then
     raw:feed(input)
     return
   end
-  local source = source_of(input)
   loop.spawn(function()
-    local ok, message, code, detail = pcall(pour, self, source, raw)
+    if streams.is(input) then
+      self.input, self.feeder = input, coroutine.running()
+    end
+    local ok, message, code, detail = pcall(pour, self, input, raw)
     if not ok then
-      abort(self, { error = message })
+      abort(self, thrown(message))
     elseif message then
-      abort(self, { message = tostring(message), code = code or "provider",
-        detail = detail or { code = code or "provider", message = tostring(message) } })
+      abort(self, {
+        message = tostring(message),
+        code = type(code) == "string" and code or "provider",
+        detail = type(detail) == "table" and detail or nil,
+      })
     end
   end)
 end
@@ -361,22 +467,30 @@ local function wants_pipe(opts, interactive)
   return input ~= false and input ~= ""
 end
 
+--- A failure before anything was started.
+local function not_started(box, message, code, detail)
+  detail.started = false
+  return fail(box, message, code, detail)
+end
+
 local function launch(box, call, command, opts, interactive, level)
+  check_input(call, opts.stdin, interactive, level + 1)
   local plan, message, code, detail = planning.plan(call, box, command, opts, level + 1)
   if not plan then
-    return nil, message, code, detail
+    return not_started(box, message, code, detail)
   elseif plan.timeout == 0 then
-    return errors.fail("timeout", "there was no time to start", { started = false })
+    message = "there was no time to start"
+    return not_started(box, message, "timeout", { code = "timeout", message = message })
   elseif opts.cancel and opts.cancel:cancelled() then
-    message, code, detail = loop.cancelled(opts.cancel.reason)
-    detail.started = false
-    return errors.fail(code, message, detail)
+    return not_started(box, loop.cancelled(opts.cancel.reason))
   end
+  loop.demand()
   plan.spec.stdin = wants_pipe(opts, interactive)
+  plan.spec.quiet = not interactive and not plan.callbacks
   local program
   program, message, code, detail = box.core.driver:start(plan.spec)
   if not program then
-    return nil, message, code, detail
+    return not_started(box, message, code, detail)
   end
   box.core.started = box.core.started + 1
   local self = setmetatable({
@@ -396,10 +510,18 @@ local function launch(box, call, command, opts, interactive, level)
   if plan.spec.stdin and input ~= nil and input ~= true and not (interactive and input == "pipe") then
     feed(self, input)
   elseif program.stdin then
-    self.stdin = streams.new(program.stdin, "stdin")
+    self.stdin = streams.new(program.stdin, "stdin", nil, self)
   end
   self.handlers = make_handlers(self, opts)
   return self
+end
+
+local function tell_exit(self, on_exit)
+  if not on_exit then
+    return true
+  end
+  local o = self.outcome
+  return pcall(on_exit, o.result, o.message, o.code, o.detail)
 end
 
 --- Runs a command to its end: `box:exec` without the option check.
@@ -411,45 +533,40 @@ function M.exec(box, call, command, opts, level)
   end
   local limits = bounded(self, loop.limits { cancel = opts.cancel })
   local ok, failure, why, more = pcall(await_end, self, limits, self.handlers ~= nil)
-  if not ok then -- a callback raised, or a wait was impossible here
+  if not ok then -- a callback raised, or the task was cancelled again
+    abort(self, thrown(failure))
     put_down(self, "close")
-    error(failure, 0)
   elseif failure then
     self.cancel_message, self.cancel_cause = failure, more and more.cause
     put_down(self, why == "cancelled" and "cancel" or "timeout")
   end
-  if self.raised and self.raised.error ~= nil then
-    error(self.raised.error, 0)
-  end
-  if opts.on_exit then
-    local o = self.outcome
-    opts.on_exit(o.result, o.message, o.code, o.detail)
+  local told, raised = tell_exit(self, opts.on_exit)
+  if not ok then
+    error(failure, 0)
+  elseif not told and not self.outcome.thrown then
+    error(raised, 0)
   end
   return answer(self, self.check)
 end
 
 --- Callbacks of a program that was started run in a coroutine of their own.
 local function serve_callbacks(self, opts)
-  if not self.handlers and not opts.on_exit then
+  if not self.handlers and not opts.on_exit and self.plan.on_limit ~= "kill" then
     return
   end
   self.served = loop.signal()
   loop.spawn(function()
-    local ok, failure = pcall(await_end, self, bounded(self, loop.limits(nil, true)),
-      self.handlers ~= nil)
+    local limits = bounded(self, loop.limits(nil, true))
+    local ok, failure = pcall(await_end, self, limits, self.handlers ~= nil)
     if not ok then
-      abort(self, { error = failure })
+      abort(self, thrown(failure))
       put_down(self, "close")
+    elseif failure then
+      put_down(self, "timeout")
     end
-    local o = self.outcome
-    if ok and o and opts.on_exit then
-      ok, failure = pcall(opts.on_exit, o.result, o.message, o.code, o.detail)
-    end
-    if not ok and o then
-      o.error = failure
-    elseif not ok then
-      keep(self)
-      self.outcome.error = failure
+    local told, raised = tell_exit(self, opts.on_exit)
+    if not told and not self.outcome.thrown then
+      self.outcome.thrown, self.outcome.error = true, raised
     end
     self.done = true
     self.served:wake()
@@ -469,14 +586,13 @@ function M.start(box, call, command, opts, level)
   if not ok then
     if code == "cancelled" or code == "timeout" then
       kill(self, "cancel")
-      detail.started = false
     end
-    return nil, message, code, detail
+    return fail(box, message, code, detail)
   end
   self.pid = self.program:pid()
   for _, name in ipairs { "stdout", "stderr" } do
     if self.program[name] and not (self.handlers and self.handlers[name]) then
-      self[name] = streams.new(self.program[name], name, self.plan.max_output)
+      self[name] = streams.new(self.program[name], name, self.plan.max_output, self)
     end
   end
   if opts.cancel then
@@ -509,20 +625,16 @@ function Process:wait(opts)
   local message, code, detail
   if self.served then -- the callbacks' coroutine does the waiting
     while not self.done and not message do
-      message, code, detail = loop.wait(limits, self.served)
+      collect(self)
+      message, code, detail = wait_with(self, limits, self.served)
     end
-  elseif not self.outcome then
-    collect(self)
-    message, code, detail = await_end(self, limits, false)
+  else
+    message, code, detail = await_end(self, limits, false, true)
   end
   if message and own and code == "timeout" then
     put_down(self, "timeout")
   elseif message then
-    detail.id = self.id
-    return errors.fail(code, message, detail)
-  end
-  if self.raised and self.raised.error ~= nil then
-    error(self.raised.error, 0)
+    return fail_new(self, code, message, detail)
   end
   return answer(self, self.check)
 end
@@ -561,18 +673,51 @@ function Process:wait_for(what, opts)
         line, next_from = raw:peek(from[name])
       end
       if next_from == "too_large" then
-        return errors.fail("too_large", name .. ": no such line in what may be kept", { id = self.id })
+        return fail_new(self, "too_large", name .. ": no such line in what may be kept")
       end
       open = open or next_from == "again"
     end
     local exit, gone = self.program:ended()
     if not open or exit or gone then
-      return errors.fail("closed", "the program ended without such a line", { id = self.id })
+      return fail_new(self, "closed", "the program ended without such a line")
     end
     local message, code, detail = loop.wait(limits, self.program:waitable(),
       self.program.stdout or self.program.stderr, self.program.stderr)
     if message then
-      return errors.fail(code, message, detail)
+      return fail_new(self, code, message, detail)
+    elseif self.closed then
+      return fail_new(self, "closed", "the process was closed")
+    end
+  end
+end
+
+local TURNS = { stdout = { "stderr", "stdout" }, stderr = { "stdout", "stderr" } }
+
+local function next_event(state, opts)
+  local self, limits = state.process, loop.limits(opts or state.opts)
+  while true do
+    local waiting = {}
+    for _, name in ipairs(TURNS[state.last]) do
+      local stream = self[name]
+      local data, why
+      if stream then
+        data, why = stream:try(3)
+      end
+      if data then
+        state.last = name
+        return name, data
+      elseif why == "again" then
+        waiting[#waiting + 1] = stream
+      end
+    end
+    if self.closed then
+      return fail_new(self, "closed", "the process was closed")
+    elseif #waiting == 0 or self.program:ended() then
+      return nil
+    end
+    local message, code, detail = streams.wait(limits, self.program:waitable(), waiting)
+    if message then
+      return fail_new(self, code, message, detail)
     end
   end
 end
@@ -582,36 +727,7 @@ end
 function Process:events(opts)
   opts = options.check("process:events", opts, WAIT)
   check_open(self, "process:events")
-  local turn = { "stdout", "stderr" }
-  return streams.iterator(function(each)
-    local limits = loop.limits(each or opts)
-    while true do
-      local waiting = {}
-      for _, name in ipairs(turn) do
-        local stream = self[name]
-        if stream and not stream.closed then
-          stream.owner = coroutine.running() or "main"
-          local data, why = stream.raw:take("chunk", 0)
-          if data then
-            turn = name == "stdout" and { "stderr", "stdout" } or { "stdout", "stderr" }
-            return name, data
-          elseif why == "again" then
-            waiting[#waiting + 1] = stream.raw
-          elseif why ~= "eof" then
-            return errors.errno(why, name)
-          end
-        end
-      end
-      if #waiting == 0 or self.program:ended() then
-        return nil
-      end
-      local message, code, detail =
-        loop.wait(limits, self.program:waitable(), waiting[1], waiting[2])
-      if message then
-        return errors.fail(code, message, detail)
-      end
-    end
-  end)
+  return streams.iterator(next_event, { process = self, last = "stderr", opts = opts })
 end
 
 --- One signal to the tree; TERM if nil.
@@ -621,10 +737,10 @@ function Process:kill(signal)
   check_open(self, "process:kill")
   local number, message, code, detail = signals.number(signal or "TERM")
   if not number then
-    return nil, message, code, detail
+    return fail(self.box, message, code, detail)
   end
   if not self:is_running() or not self.program:signal(number, true) then
-    return errors.fail("gone", "the program is over", { id = self.id })
+    return fail_new(self, "gone", "the program is over")
   end
   return true
 end
@@ -660,13 +776,13 @@ end
 --- What is known of it.
 ---@return { id: string, pid: integer?, command: string|string[], running: boolean, exit_code: integer? }
 function Process:info()
-  local result = self.outcome and self.outcome.result
+  local exit = self.program:ended()
   return {
     id = self.id,
     pid = self.pid,
     command = self.command,
     running = self:is_running(),
-    exit_code = result and result.exit_code,
+    exit_code = exit and exit.exit_code,
   }
 end
 

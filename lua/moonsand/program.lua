@@ -24,7 +24,7 @@ M.common = {
   check = "boolean",
   max_output = "number|string",
   on_limit = "string",
-  stdin = "string|boolean|callable|file",
+  stdin = "string|boolean|callable|file|stream",
   stdout = "string|callable",
   stderr = "string|callable",
   on_stdout = "callable",
@@ -184,9 +184,13 @@ local function output_mode(call, name, value, level)
   return value
 end
 
+--- Whether a callback wants what comes from a stream, even if nothing of it is kept.
+local function is_heard(opts, name)
+  return opts["on_" .. name] ~= nil or opts.on_line ~= nil
+end
+
 local function has_callbacks(opts)
-  return opts.on_stdout ~= nil or opts.on_stderr ~= nil or opts.on_line ~= nil
-    or opts.on_exit ~= nil
+  return is_heard(opts, "stdout") or is_heard(opts, "stderr") or opts.on_exit ~= nil
 end
 
 --- Everything that a provider's `start` needs, and how the result is put together.
@@ -245,8 +249,8 @@ function M.plan(call, box, command, opts, level)
     leave = opts.leave,
     max_output = max_output,
     merge = merged,
-    stdout = stdout ~= "discard",
-    stderr = stderr ~= "discard" and not merged,
+    stdout = stdout ~= "discard" or is_heard(opts, "stdout"),
+    stderr = not merged and (stderr ~= "discard" or is_heard(opts, "stderr")),
   }
   for name, value in pairs(limits) do
     spec[name] = value
@@ -260,7 +264,7 @@ function M.plan(call, box, command, opts, level)
     on_limit = opts.on_limit or "truncate",
     check = opts.check == nil and defaults.check or opts.check,
     sinks = { stdout = stdout, stderr = not merged and stderr or nil },
-    callbacks = has_callbacks(opts) and opts or nil,
+    callbacks = has_callbacks(opts),
   }
 end
 

@@ -58,11 +58,35 @@ local function sizes(opts)
   return opts
 end
 
---- Tries, waits, tries again. The stream has one reader at a time.
-local function take(self, kind, n, limits, level)
+local function fail(self, code, message, detail)
+  detail = detail or {}
+  detail.provider = self.provider
+  return errors.fail(code, message, detail)
+end
+
+--- Why the provider's stream gave or took nothing: an errno.
+local function refused(self, errno, detail)
+  if self.closed then
+    return fail(self, "closed", self.name .. " was closed", detail)
+  end
+  local _, message, code = errors.errno(errno, self.name)
+  return fail(self, code, message, detail)
+end
+
+--- Who reads has the stream from now on, as long as it lives.
+local function own(self)
+  self.owner, self.task = coroutine.running() or "main", loop.owner()
+end
+
+--- Tries, waits, tries again. The stream has one reader at a time. What ends the wait besides is
+--- `other`, a waitable: then nil, "over".
+local function take(self, kind, n, limits, level, other)
   if self.reader then
     errors.raise(level + 1, "%s: another coroutine is reading this stream", self.name)
+  elseif self.write_only then
+    return fail(self, "unsupported", self.name .. " is written, not read")
   end
+  own(self)
   local raw = self.raw
   while true do
     local data, why = raw:take(kind, n)
@@ -71,19 +95,73 @@ local function take(self, kind, n, limits, level)
     elseif why == "eof" then
       return nil
     elseif why == "too_large" then
-      return errors.fail("too_large", ("%s: more than %d bytes%s"):format(self.name, n,
+      return fail(self, "too_large", ("%s: more than %d bytes%s"):format(self.name, n,
         kind == "a" and "" or " without a newline"))
     elseif why ~= "again" then
-      if self.closed then
-        return errors.fail("closed", self.name .. " was closed")
-      end
-      return errors.errno(why, self.name)
+      return refused(self, why)
     end
-    self.reader = true
-    local message, code, detail = loop.wait(limits, raw)
-    self.reader = false
+    local mark = self.owner
+    self.reader = mark
+    local message, code, detail = loop.wait(limits, raw, other)
+    if self.reader == mark then
+      self.reader = false
+    end
     if message then
-      return errors.fail(code, ("%s: %s"):format(self.name, message), detail)
+      return fail(self, code, ("%s: %s"):format(self.name, message), detail)
+    elseif other then
+      return nil, "over"
+    end
+  end
+end
+
+---@return boolean
+function M.is(value)
+  return getmetatable(value) == Stream
+end
+
+--- Takes a stream from a reader that will not go on.
+function M.release(stream, reader)
+  if stream.owner == reader then
+    stream.owner, stream.task = nil, nil
+  end
+  if stream.reader == reader then
+    stream.reader = false
+  end
+end
+
+--- A chunk if there is one now; else nil and "again", or why there is none.
+---@return string? data, string|integer|nil why
+function Stream:try(level)
+  if self.reader then
+    errors.raise(level + 1, "%s: another coroutine is reading this stream", self.name)
+  end
+  own(self)
+  return self.raw:take("chunk", 0)
+end
+
+--- Waits for one of several streams, all of which have this reader meanwhile, or for `other`.
+---@return string? message, string? code, table? detail
+function M.wait(limits, other, list)
+  for _, stream in ipairs(list) do
+    stream.reader = true
+  end
+  local first, second = list[1], list[2]
+  local message, code, detail = loop.wait(limits, other, first.raw, second and second.raw)
+  for _, stream in ipairs(list) do
+    stream.reader = false
+  end
+  return message, code, detail
+end
+
+--- What there is, for the input of a program; nil, too, when the program ends first.
+---@param stream moonsand.Stream
+---@param program table as a provider gives it
+---@return string? data, string? message, string? code, table? detail
+function M.chunk_for(stream, program)
+  while not program:ended() do
+    local data, why, code, detail = take(stream, "chunk", 0, nil, 2, program:waitable())
+    if data or why ~= "over" then
+      return data, why, code, detail
     end
   end
 end
@@ -109,8 +187,10 @@ function Stream:read(what, opts)
     return nil, message, code, detail
   end
   local kind, n = parse_what("stream:read", what, opts, self)
-  self.owner = coroutine.running() or "main"
-  return take(self, kind, n, loop.limits(opts), 2)
+  local data
+  -- No tail call: it would take the frame that levels of errors count.
+  data, message, code, detail = take(self, kind, n, loop.limits(opts), 2)
+  return data, message, code, detail
 end
 
 --- What there is: at least one byte, at most 256 KiB.
@@ -119,8 +199,8 @@ end
 function Stream:chunk(opts)
   opts = options.check("stream:chunk", opts, WAIT)
   check_open(self, "stream:chunk", 2)
-  self.owner = coroutine.running() or "main"
-  return take(self, "chunk", 0, loop.limits(opts), 2)
+  local data, message, code, detail = take(self, "chunk", 0, loop.limits(opts), 2)
+  return data, message, code, detail
 end
 
 ---@class moonsand.Iterator callable: `for x in it do`; `it:next(opts)`; `it:close()`
@@ -130,7 +210,7 @@ Iterator.__name = "moonsand.Iterator"
 
 --- nil at the end, nil, message, code, detail for a failure. Whatever is not the end raises in `for`.
 Iterator.__call = function(self)
-  local a, b, code, detail = self.step(nil)
+  local a, b, code, detail = self.step(self.state, nil)
   if a == nil and code then
     error(errors.object(code, b, detail), 0)
   end
@@ -140,7 +220,9 @@ end
 --- The next value; nil at the end; or nil, message, code, detail.
 ---@param opts? { timeout?: number, cancel?: moonsand.Token }
 function Iterator:next(opts)
-  return self.step(options.check("iterator:next", opts, WAIT))
+  opts = opts ~= nil and options.check("iterator:next", opts, WAIT) or nil
+  local a, b, code, detail = self.step(self.state, opts)
+  return a, b, code, detail
 end
 
 function Iterator:close()
@@ -151,12 +233,25 @@ end
 
 Iterator.__close = Iterator.close
 
---- A callable iterator over `step(opts)`, which answers values, nil, or a failure.
----@param step fun(opts: table?): any
+--- A callable iterator over `step(state, opts)`, which answers values, nil, or a failure. `step`
+--- should be no closure: LuaJIT's traces keep the functions of hot loops alive, and so would what
+--- they hold.
+---@param step fun(state: any, opts: table?): any
+---@param state any
 ---@param on_close? fun()
 ---@return moonsand.Iterator
-function M.iterator(step, on_close)
-  return setmetatable({ step = step, on_close = on_close }, Iterator)
+function M.iterator(step, state, on_close)
+  return setmetatable({ step = step, state = state, on_close = on_close }, Iterator)
+end
+
+local function next_line(state, opts)
+  local kind = state.kind
+  local data, message, code, detail =
+    take(state.stream, kind, state.n, loop.limits(opts or state.opts), 3)
+  if data == "" and kind == "a" then
+    return nil -- all was read, the end would be "" for ever
+  end
+  return data, message, code, detail
 end
 
 --- Lines, or whatever `what` says, one after the other.
@@ -171,14 +266,7 @@ function Stream:lines(what, opts)
     errors.raise(2, "stream:lines: %s", message)
   end
   local kind, n = parse_what("stream:lines", what, sized, self)
-  return M.iterator(function(each)
-    self.owner = coroutine.running() or "main"
-    local data, failure, code, detail = take(self, kind, n, loop.limits(each or opts), 3)
-    if data == "" and kind == "a" then
-      return nil -- all was read, the end would be "" for ever
-    end
-    return data, failure, code, detail
-  end)
+  return M.iterator(next_line, { stream = self, kind = kind, n = n, opts = opts })
 end
 
 --- Pieces as they come.
@@ -187,10 +275,7 @@ end
 function Stream:chunks(opts)
   opts = options.check("stream:chunks", opts, WAIT)
   check_open(self, "stream:chunks", 2)
-  return M.iterator(function(each)
-    self.owner = coroutine.running() or "main"
-    return take(self, "chunk", 0, loop.limits(each or opts), 3)
-  end)
+  return M.iterator(next_line, { stream = self, kind = "chunk", n = 0, opts = opts })
 end
 
 --- Writes all of it, waiting while the other side has no room. A timeout says how much went out
@@ -215,12 +300,10 @@ function Stream:write(data, opts)
       local message, code, detail = loop.wait(limits, raw)
       if message then
         detail.written = from - 1
-        return errors.fail(code, ("%s: %s"):format(self.name, message), detail)
+        return fail(self, code, ("%s: %s"):format(self.name, message), detail)
       end
-    elseif self.closed then
-      return errors.fail("closed", self.name .. " was closed", { written = from - 1 })
     else
-      return errors.errno(why, self.name, { written = from - 1 })
+      return refused(self, why, { written = from - 1 })
     end
   until from > #data
   return self
@@ -235,7 +318,7 @@ end
 
 --- Only files can.
 function Stream:seek()
-  return errors.fail("unsupported", self.name .. " cannot seek")
+  return fail(self, "unsupported", self.name .. " cannot seek")
 end
 
 --- Ends it, at once. Coroutines that wait on it get `closed`. Idempotent.
@@ -252,15 +335,20 @@ Stream.__close = Stream.close
 ---@param raw table
 ---@param name string for messages: "stdout"
 ---@param limit? integer the most that "a" may give
+---@param from? table what it belongs to and keeps alive; its `box` names the provider
 ---@return moonsand.Stream
-function M.new(raw, name, limit)
+function M.new(raw, name, limit, from)
   return setmetatable({
     raw = raw,
     name = name,
     max_line = MAX_LINE,
     max_all = limit or MAX_ALL,
-    reader = false, -- a coroutine waits for data
+    from = from,
+    provider = from and from.box.provider,
+    write_only = from ~= nil and name == "stdin",
+    reader = false, -- the coroutine that waits for data
     owner = nil, -- the coroutine that read last
+    task = nil, -- the task that it is of
     closed = false,
   }, Stream)
 end

@@ -65,12 +65,13 @@ local function finalizer(fn)
 end
 
 --- Failures whose task is gone, unseen; told in the next turn of the loop.
-local untold = { closing = false }
+local untold = { list = {}, closing = false }
 
 local function tell()
-  for i = 1, #untold do
-    report(untold[i])
-    untold[i] = nil
+  local list = untold.list
+  untold.list = {}
+  for i = 1, #list do
+    report(list[i])
   end
 end
 
@@ -86,10 +87,11 @@ local function guard(failure)
     if failure.taken then
       return
     end
-    untold[#untold + 1] = failure
+    local list = untold.list
+    list[#list + 1] = failure
     if untold.closing then
       tell()
-    elseif #untold == 1 then
+    elseif #list == 1 then
       loop.spawn_late(tell)
     end
   end)
@@ -358,6 +360,7 @@ local function close_scope(scope)
   for _, task in ipairs(by_age(scope.failed)) do
     report(task.failure)
   end
+  tell()
 end
 
 --- Runs `fn` as a task and drives the loop until it has ended; returns what it returned, raises

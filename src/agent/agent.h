@@ -51,6 +51,7 @@ typedef struct ms_limits {
 #define MS_EXEC_STDOUT 8u
 #define MS_EXEC_STDERR 16u
 #define MS_EXEC_MERGE 32u /* stderr goes where stdout goes */
+#define MS_EXEC_QUIET 64u /* no MS_STARTED: the end is all that matters */
 
 /* MS_EXEC's body, in this order. */
 typedef struct ms_exec {

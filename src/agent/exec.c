@@ -20,6 +20,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -186,8 +187,8 @@ static _Noreturn void child_exec(char *const *argv, char *const *envp) {
   for (const char *end; *search; search = *end ? end + 1 : end) {
     end = strchrnul(search, ':');
     int length = (int)(end - search);
-    if (snprintf(path, sizeof path, "%.*s/%s", length, length ? search : ".", name) >=
-        (int)sizeof path)
+    const char *slash = length ? "/" : ""; /* an empty entry is the working directory */
+    if (snprintf(path, sizeof path, "%.*s%s%s", length, search, slash, name) >= (int)sizeof path)
       continue;
     execve(path, argv, envp);
     if (errno == EACCES)
@@ -327,7 +328,8 @@ void ms_exec_start(uint32_t id, ms_reader *body, const int *fds, size_t fd_count
     return;
   }
   execs = x;
-  announce(id, x->pid);
+  if (!(e.flags & MS_EXEC_QUIET))
+    announce(id, x->pid);
 }
 
 /* Ending -------------------------------------------------------------------------------------- */
@@ -368,6 +370,15 @@ static void add_usage(ms_exit *to, const struct rusage *usage) {
   to->write_blocks += (uint64_t)usage->ru_oublock;
 }
 
+/* Where ptrace is allowed, a program can make us its tracer (PTRACE_TRACEME): its stops then look
+ * like ends. It gets what it would have got without, and is not traced any more. */
+static void let_go(const siginfo_t *stop) {
+  siginfo_t seen;
+  int number = stop->si_status & 0x7f;
+  waitid(P_PID, (id_t)stop->si_pid, &seen, WSTOPPED | WNOHANG);
+  ptrace(PTRACE_DETACH, stop->si_pid, 0, number == SIGTRAP ? 0 : number);
+}
+
 /* Reaps what has ended. False when no child is left at all, so nothing in the sandbox is. */
 static bool reap(void) {
   for (;;) {
@@ -376,6 +387,10 @@ static bool reap(void) {
       return false;
     if (info.si_pid == 0)
       return true;
+    if (info.si_code == CLD_TRAPPED || info.si_code == CLD_STOPPED) {
+      let_go(&info);
+      continue;
+    }
     uint64_t tag = tag_of(info.si_pid); /* before the zombie is gone */
     int status;
     struct rusage usage;

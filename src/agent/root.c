@@ -81,6 +81,9 @@ static const struct {
 static const char *const read_only_proc[] = {"/proc/sys", "/proc/irq", "/proc/bus",
                                              "/proc/sysrq-trigger"};
 
+/* Parts of /proc that know no namespace: the names of the keys that the user has on the host. */
+static const char *const hidden_proc[] = {"/proc/keys", "/proc/key-users"};
+
 /* Mounts -------------------------------------------------------------------------------------- */
 
 static int clone_tree(const char *path, uint64_t attributes, bool recursive) {
@@ -192,6 +195,11 @@ int ms_root_shut_proc(void) {
     if (tree < 0 && errno == ENOENT)
       continue;
     if (tree < 0 || place_tree(tree, read_only_proc[i]) < 0)
+      return -1;
+  }
+  for (size_t i = 0; i < sizeof hidden_proc / sizeof *hidden_proc; i++) {
+    int tree = clone_tree("/dev/null", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, false);
+    if (tree < 0 || (place_tree(tree, hidden_proc[i]) < 0 && errno != ENOENT))
       return -1;
   }
   return 0;

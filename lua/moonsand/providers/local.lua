@@ -49,16 +49,18 @@ end
 local Program = {}
 Program.__index = Program
 
---- What a state that no answer will come from means.
-local function lost(self, state)
-  local sandbox = self.sandbox.raw:state()
-  if sandbox == "closed" then
-    return errors.fail("closed", "the sandbox was closed", { started = state ~= "starting" })
-  elseif sandbox == "broken" then
+--- A failure for a program whose end will never be told. Whether it had begun is known only when
+--- that was told.
+local function lost(self)
+  local started = self.handle:pid() > 0 or nil
+  local state = self.sandbox.raw:state()
+  if state == "closed" then
+    return errors.fail("closed", "the sandbox was closed", { started = started })
+  elseif state == "broken" then
     return errors.fail("protocol", "the sandbox's agent broke the protocol; it was ended",
-      { started = state ~= "starting" })
+      { started = started })
   end
-  return errors.fail("gone", "the sandbox ended", { started = state ~= "starting" })
+  return errors.fail("gone", "the sandbox ended", { started = started })
 end
 
 local function refused(errno, what)
@@ -81,7 +83,7 @@ function Program:started(limits)
       self.sandbox:forget(self)
       return refused(errno, what)
     elseif state == "lost" and handle:pid() == 0 then
-      return lost(self, "starting")
+      return lost(self)
     elseif state ~= "starting" then
       return true
     end
@@ -104,7 +106,7 @@ function Program:ended()
     return refused(errno, what)
   elseif state == "lost" then
     self.sandbox:forget(self)
-    return lost(self, self.handle:pid() == 0 and "starting" or "running")
+    return lost(self)
   end
 end
 
@@ -184,7 +186,7 @@ function Sandbox:forget(program)
 end
 
 --- Asks for a program to be started; answers at once.
----@param spec table argv, env (list), cwd, umask, timeout, grace, max_output, limits, leave, merge; stdin, stdout, stderr: true for a pipe
+---@param spec table argv, env (list), cwd, umask, timeout, grace, max_output, limits, leave, merge, quiet; stdin, stdout, stderr: true for a pipe
 ---@return moonsand.local.Program? program, string? message, string? code, table? detail
 function Sandbox:start(spec)
   sweep(self)

@@ -4,12 +4,15 @@
 #include <lua.h>
 #include <lualib.h>
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <pty.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -24,6 +27,7 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <utmp.h>
 
 static int answer(lua_State *L, long value) {
   if (value >= 0) {
@@ -134,6 +138,35 @@ static int native_fsize(lua_State *L) {
 /* leak(path) -> a descriptor without close-on-exec */
 static int native_leak(lua_State *L) {
   return answer(L, open(luaL_checkstring(L, 1), O_RDWR | O_CREAT, 0600));
+}
+
+/* list(directory) -> its names, without the descriptor that reads it; nil when it is not there */
+static int native_list(lua_State *L) {
+  DIR *dir = opendir(luaL_checkstring(L, 1));
+  if (!dir)
+    return answer(L, -1);
+  char own[16], here[32];
+  snprintf(own, sizeof own, "%d", dirfd(dir));
+  snprintf(here, sizeof here, "/proc/%d/fd", (int)getpid());
+  bool skip = strcmp(luaL_checkstring(L, 1), here) == 0;
+  lua_newtable(L);
+  int count = 0;
+  for (struct dirent *entry; (entry = readdir(dir)) != NULL;)
+    if (entry->d_name[0] != '.' && !(skip && strcmp(entry->d_name, own) == 0)) {
+      lua_pushstring(L, entry->d_name);
+      lua_rawseti(L, -2, ++count);
+    }
+  closedir(dir);
+  return 1;
+}
+
+static int native_readlink(lua_State *L) {
+  char target[4096];
+  ssize_t length = readlink(luaL_checkstring(L, 1), target, sizeof target);
+  if (length < 0)
+    return answer(L, -1);
+  lua_pushlstring(L, target, (size_t)length);
+  return 1;
 }
 
 static int native_close(lua_State *L) {
@@ -335,6 +368,8 @@ static const luaL_Reg functions[] = {
     {"nofile", native_nofile},
     {"fsize", native_fsize},
     {"leak", native_leak},
+    {"list", native_list},
+    {"readlink", native_readlink},
     {"close", native_close},
     {"umask", native_umask},
     {"ignore", native_ignore},

@@ -1,11 +1,14 @@
---- The Stream over a file: `files:open`. Reads and writes go to the file's descriptor and never wait,
---- so this gives `moonsand.stream` the few calls that it wants of a provider's stream, with a
+--- The Stream over a file: `files:open`. Reads and writes go to the file's descriptor and never
+--- wait, so this gives `moonsand.stream` the few calls that it wants of a provider's stream, with a
 --- read-ahead in front of the file. What is read ahead is given back before a write and a seek.
 
+local calls = require "moonsand.files.calls"
 local core = require "moonsand.core"
 local errors = require "moonsand.errors"
 local options = require "moonsand.options"
+local reading = require "moonsand.files.read"
 local streams = require "moonsand.stream"
+local writing = require "moonsand.files.write"
 
 local M = {}
 
@@ -78,7 +81,7 @@ end
 local function take_count(self, count)
   local missing = math.max(count, 1) - available(self)
   if missing > 0 then
-    local _, errno = fill(self, math.max(missing, count == 0 and PIECE or 0))
+    local _, errno = fill(self, math.max(missing, PIECE))
     if errno then
       return nil, errno
     elseif available(self) == 0 then
@@ -99,8 +102,8 @@ local function take_chunk(self)
 end
 
 local function take_all(self, max)
-  local pieces, total = { cut(self, available(self)) }, 0
-  total = #pieces[1]
+  local pieces = { cut(self, available(self)) }
+  local total = #pieces[1]
   while total <= max do
     local data, errno = self.file:read(1024 * 1024)
     if errno then
@@ -175,9 +178,11 @@ end
 local function seek(stream, whence, offset)
   whence, offset = whence or "cur", offset or 0
   if whence ~= "set" and whence ~= "cur" and whence ~= "end" then
-    errors.raise(2, 'stream:seek: whence must be "set", "cur" or "end", got %s', options.quote(whence))
+    errors.raise(2, 'stream:seek: whence must be "set", "cur" or "end", got %s',
+      options.quote(whence))
   elseif type(offset) ~= "number" or offset % 1 ~= 0 then
-    errors.raise(2, "stream:seek: the offset must be a whole number, got %s", options.quote(offset))
+    errors.raise(2, "stream:seek: the offset must be a whole number, got %s",
+      options.quote(offset))
   elseif stream.closed then
     errors.raise(2, "stream:seek: the stream is closed")
   end
@@ -221,13 +226,8 @@ function Text:close()
   self.text = ""
 end
 
---- The Stream over a file, or over a string.
----@param box moonsand.Sandbox
----@param file userdata|string a moonsand.file, which is taken over, or its content
----@param path string for messages
----@param access { readable: boolean, writable: boolean }
----@return moonsand.Stream
-function M.new(box, file, path, access)
+--- The Stream over a file, which is taken over, or over its content.
+local function new(box, file, path, access)
   if type(file) == "string" then
     file = setmetatable({ text = file, at = 1 }, Text)
   end
@@ -236,12 +236,63 @@ function M.new(box, file, path, access)
     box = box,
     ahead = "",
     at = 1,
-    readable = access.readable,
-    writable = access.writable,
+    readable = access.readable or false,
+    writable = access.writable or false,
     shut = false,
   }, Source), path, MAX_ALL)
   stream.seek = seek
   return stream
+end
+
+local flags = core.file_flags
+
+local ACCESS = {
+  r = { flags = flags.RDONLY, readable = true },
+  w = { flags = flags.WRONLY + flags.CREAT + flags.TRUNC, writable = true },
+  a = { flags = flags.WRONLY + flags.CREAT + flags.APPEND, writable = true },
+  ["r+"] = { flags = flags.RDWR, readable = true, writable = true },
+}
+
+--- What "r", "w", "a", "r+" mean; nil for anything else.
+---@param text? string
+---@return { flags: integer, readable: boolean?, writable: boolean? }?
+function M.access(text)
+  if text == nil then
+    text = "r"
+  end
+  return type(text) == "string" and ACCESS[(text:gsub("b", ""))] or nil
+end
+
+--- As `files:open`, of an absolute path.
+---@param box moonsand.Sandbox
+---@param path string
+---@param text? string
+---@param max integer the most that is read of a file that cannot be passed
+---@param limits moonsand.Limits
+---@return moonsand.Stream? stream, string? message, string? code, table? detail
+function M.open(box, path, text, max, limits)
+  local access, driver = M.access(text), box.core.driver
+  local ok, body, file, detail = calls.call(driver, "open",
+    { path = path, flags = access.flags, mode = writing.MODE }, limits)
+  if not ok then
+    return nil, body, file, detail
+  end
+  local kind, content, code
+  kind, content, code, detail = calls.opened(body, file, "open", path)
+  if not kind then
+    return nil, content, code, detail
+  elseif kind == "virtual" then
+    if access.writable then
+      return errors.fail("unsupported", ("open %s: it is not an ordinary file"):format(
+        options.quote(path)), { path = path })
+    end
+    local message
+    content, message, code, detail = reading.cat(driver, path, 0, nil, max, limits)
+    if not content then
+      return nil, message, code, detail
+    end
+  end
+  return new(box, content, path, access)
 end
 
 return M

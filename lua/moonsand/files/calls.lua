@@ -1,22 +1,22 @@
 --- What the file calls ask of a sandbox: one round trip (`call`), or a *worker*, a program of the
 --- agent's own that walks trees and writes records to its output (`work`). Everything in `files`
---- stands on these two, and they on four things of a driver, the provider's sandbox:
+--- stands on these two, and they on these of a driver, the provider's sandbox:
 ---
----     driver:call(op, args, limits)  one of core.file_calls, answered at once inside. args: flags,
----                                    mode, a, b (integers, 0 if nil), path, path2 (absolute), file
----                                    (only if `returns_files`). Answers errno (0: success), body,
----                                    file (a moonsand.file, or nil); or nil, message, code, detail
----                                    when the wait failed, or the sandbox is closed, gone, broken.
----                                    What the calls mean is in src/wire.h.
----     driver:work(argv, opts)        starts a worker (src/agent/worker.c), without waiting. opts.stdin:
----                                    a pipe is wanted. A program, as `driver:start` gives it: stdout,
----                                    stdin, ended(), waitable(), signal(number, tree, reason); or nil,
----                                    message, code, detail.
----     driver.returns_files           true: args.file goes to the agent. Then files that are being
----                                    written have no name until they are whole, and nothing is left
----                                    of those that never are.
----     driver:open(path)              optional: a moonsand.file to read from, without a round trip; or
----                                    nil, and the agent is asked.
+---     driver:call(op, args, limits)
+---         One of core.file_calls (src/wire.h says what each means), answered at once inside. args:
+---         flags, mode, a, b (integers, 0 if nil), path, path2 (absolute), file (only if
+---         `returns_files`). Answers errno (0: success), body, file (a moonsand.file or nil); or
+---         nil, message, code, detail when the wait failed, or the sandbox is closed, gone, broken.
+---     driver:work(argv, opts)
+---         Starts a worker (src/agent/worker.h), without waiting. opts.stdin: a pipe is wanted. A
+---         program, as `driver:start` gives it: stdout, stdin, ended(), waitable(),
+---         signal(number, tree, reason); or nil, message, code, detail.
+---     driver.returns_files
+---         True: args.file goes to the agent. Then files that are being written have no name until
+---         they are whole, and nothing is left of those that never are.
+---     driver:open(path)
+---         Optional: a moonsand.file to read from, without a round trip; or nil, and the agent is
+---         asked.
 
 local core = require "moonsand.core"
 local errors = require "moonsand.errors"
@@ -28,6 +28,14 @@ local M = {}
 
 --- How long a worker that has said all may take to go.
 local FAREWELL = 2
+
+--- A path in a directory.
+---@param directory string
+---@param path string
+---@return string
+function M.join(directory, path)
+  return directory .. (directory:sub(-1) == "/" and "" or "/") .. path
+end
 
 --- One call: true, body, file; or nil, message, code, detail.
 ---@param driver table
@@ -70,7 +78,8 @@ function M.opened(body, file, verb, path)
   if not kinds[kind] then
     return M.nonsense(what)
   end
-  return errors.fail("invalid", ("%s: it is %s, not a file"):format(what, kinds[kind]), { path = path })
+  local message = ("%s: it is %s, not a file"):format(what, kinds[kind])
+  return errors.fail("invalid", message, { path = path })
 end
 
 --- Lets everybody else have a turn: for those who move many bytes. Answers nothing, or why the call
@@ -164,14 +173,15 @@ end
 function Worker:refused(errno, path)
   local full = self.path
   if path and path ~= "" then
-    full = path:sub(1, 1) == "/" and path or full:gsub("/*$", "/") .. path
+    full = path:sub(1, 1) == "/" and path or M.join(full, path)
   end
   local at = full ~= self.path and ("%s: %s"):format(self.what, options.quote(full)) or self.what
   return errors.errno(errno, at, { path = full })
 end
 
 --- The next record: its kind and what it says, as `core.records` gives them. After "end" there is
---- nothing more. A worker's own failure, and an end without an "end", are nil, message, code, detail.
+--- nothing more. A worker's own failure, and an end without an "end", are nil, message, code,
+--- detail.
 ---@return string? kind, any a, any b, table? detail
 function Worker:record()
   while true do
@@ -295,7 +305,7 @@ function M.skipped(skipped, root)
   local list = {}
   for i, skip in ipairs(skipped) do
     list[i] = {
-      path = skip.path == "" and root or root:gsub("/*$", "/") .. skip.path,
+      path = skip.path == "" and root or M.join(root, skip.path),
       message = core.strerror(skip.errno),
       code = errors.code(skip.errno),
     }

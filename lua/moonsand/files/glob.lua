@@ -10,9 +10,9 @@ local M = {}
 local MOST = 256
 
 --- The first group of braces with a comma in it: where it begins and ends, and its parts.
-local function find_group(text)
+local function find_group(text, start)
   local depth, from, parts, last = 0, nil, nil, nil
-  local at = 1
+  local at = start
   while at <= #text do
     local c = text:sub(at, at)
     if c == "\\" then
@@ -34,10 +34,13 @@ local function find_group(text)
     end
     at = at + 1
   end
+  if depth > 0 then
+    return find_group(text, from + 1) -- that one was never closed
+  end
 end
 
 local function expand(text, list)
-  local from, to, parts = find_group(text)
+  local from, to, parts = find_group(text, 1)
   if not from then
     list[#list + 1] = text
     return #list <= MOST

@@ -1,0 +1,556 @@
+--- The files of a sandbox: `box.files`. Paths are resolved inside, by the agent or by a worker of
+--- its, with the rights of the sandbox's user; what the host gets are bytes, checked entries, or
+--- the descriptor of a regular file. Here is what users see; files/ has what stands behind it,
+--- beginning with calls.lua, which says what a driver has to give.
+
+local calls = require "moonsand.files.calls"
+local errors = require "moonsand.errors"
+local globs = require "moonsand.files.glob"
+local look = require "moonsand.files.look"
+local loop = require "moonsand.loop"
+local modes = require "moonsand.files.mode"
+local options = require "moonsand.options"
+local paths = require "moonsand.paths"
+local reading = require "moonsand.files.read"
+local rights = require "moonsand.files.rights"
+local streams = require "moonsand.files.stream"
+local transfer = require "moonsand.files.transfer"
+local trees = require "moonsand.files.tree"
+local writing = require "moonsand.files.write"
+
+local M = {}
+
+---@class moonsand.Files
+---@field private box moonsand.Sandbox
+local Files = {}
+Files.__index = Files
+Files.__name = "moonsand.Files"
+
+Files.__tostring = function(self)
+  return ("moonsand.Files (%s)"):format(self.box.id)
+end
+
+---@class moonsand.Entry
+---@field name string the last name of the path
+---@field path string absolute
+---@field type "file"|"directory"|"symlink"|"other"
+---@field size integer bytes
+---@field mode integer permission bits
+---@field permissions string "0755"
+---@field owner string a name, or the number where there is none
+---@field group string
+---@field modified_at number Unix seconds
+---@field target? string of a symlink
+
+local MAX_READ = 64 * 1024 * 1024
+local MAX_LIST = 100000
+local MAX_DOWNLOAD = 4 * 1024 ^ 3
+local DIRECTORY_MODE = 493 -- 0755
+
+-- ---------------------------------------------------------------- arguments
+
+--- Options of every call, and those that only one takes.
+local function known(more)
+  local all = { timeout = "number", cancel = "table" }
+  for name, types in pairs(more or {}) do
+    all[name] = types
+  end
+  return all
+end
+
+local function check_string(call, what, value, level)
+  if type(value) ~= "string" then
+    errors.raise(level + 1, "%s: %s must be a string, got %s", call, what, type(value))
+  end
+end
+
+--- What every call begins with: the absolute path and the checked options; or nil and the failure.
+---@return string? path, any options_or_message, string? code, table? detail
+local function begin(self, call, path, opts, accepted)
+  opts = options.check(call, opts, accepted, 3)
+  check_string(call, "the path", path, 3)
+  self.box:check_open(call, 3)
+  local full, message, code, detail = paths.resolve(self.box, path)
+  if not full then
+    return nil, message, code, detail
+  end
+  return full, opts
+end
+
+--- An option that counts bytes.
+local function size_of(name, value, default)
+  if value == nil then
+    return default
+  end
+  return options.size(name, value)
+end
+
+--- An option that counts: whole and not negative.
+local function count_of(name, value, default)
+  if value == nil then
+    return default
+  elseif value == math.huge then
+    return 2 ^ 53
+  elseif value < 0 or value % 1 ~= 0 then
+    return errors.fail("invalid", ("%s: %s is no such number"):format(name, value))
+  end
+  return options.integer(value)
+end
+
+-- ---------------------------------------------------------------- looking
+
+local STAT = known { follow = "boolean" }
+
+--- What is there. A link is followed, unless `follow = false`.
+---@param path string
+---@param opts? { follow?: boolean, timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.Entry? entry, string? message, string? code, table? detail
+function Files:stat(path, opts)
+  local full, o, code, detail = begin(self, "files:stat", path, opts, STAT)
+  if not full then
+    return nil, o, code, detail
+  end
+  return look.stat(self.box.core.driver, full, o.follow ~= false, loop.limits(o), "stat")
+end
+
+local PLAIN = known()
+
+--- Whether something is there; a link that leads nowhere is not.
+---@param path string
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return boolean? exists, string? message, string? code, table? detail
+function Files:exists(path, opts)
+  local full, o, code, detail = begin(self, "files:exists", path, opts, PLAIN)
+  if not full then
+    return nil, o, code, detail
+  end
+  local entry, message
+  entry, message, code, detail = look.stat(self.box.core.driver, full, true, loop.limits(o), "stat")
+  if entry then
+    return true
+  elseif code == "not_found" or code == "not_a_directory" then
+    return false
+  end
+  return nil, message, code, detail
+end
+
+local LIST = known { depth = "number", limit = "number" }
+
+--- What is in a directory, and `depth` levels below (1; math.huge: all). Links are not followed.
+--- Sorted by path. What could not be read is in `skipped` of the list: { path, message, code }
+--- each. More than `limit` entries (100,000) are `too_large`; `detail.entries` has those.
+---@param path string
+---@param opts? { depth?: integer, limit?: integer, timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.Entry[]? entries, string? message, string? code, table? detail
+function Files:list(path, opts)
+  local full, o, code, detail = begin(self, "files:list", path, opts, LIST)
+  if not full then
+    return nil, o, code, detail
+  end
+  local depth, limit, message
+  depth, message, code, detail = count_of("depth", o.depth, 1)
+  if depth then
+    limit, message, code, detail = count_of("limit", o.limit, MAX_LIST)
+  end
+  if not limit then
+    return nil, message, code, detail
+  elseif depth == 0 then
+    return errors.fail("invalid", "depth: 0 levels are none")
+  end
+  return look.list(self.box.core.driver, full, depth, limit, loop.limits(o))
+end
+
+local SEARCH = known { limit = "number" }
+
+--- What matches a pattern: `*`, `?`, `[a-z]`, `{a,b}`, and `**` for any number of directories; `\`
+--- before what is meant as itself. Names that begin with a dot only match what does, too. Links to
+--- directories are followed in front of the first wildcard only. Sorted by path.
+---@param pattern string
+---@param opts? { limit?: integer, timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.Entry[]? entries, string? message, string? code, table? detail
+function Files:search(pattern, opts)
+  local checked, o, code, detail = begin(self, "files:search", pattern, opts, SEARCH)
+  if not checked then
+    return nil, o, code, detail
+  end
+  local limit, list, message
+  limit, message, code, detail = count_of("limit", o.limit, MAX_LIST)
+  if limit then
+    list, message, code, detail = globs.expand(pattern)
+  end
+  if not list then
+    return nil, message, code, detail
+  end
+  for i, each in ipairs(list) do
+    if each:sub(1, 1) ~= "/" then
+      list[i] = calls.join(globs.escape(self.box:cwd()), each)
+    end
+  end
+  return look.search(self.box.core.driver, list, limit, loop.limits(o))
+end
+
+-- ---------------------------------------------------------------- reading
+
+---@class moonsand.ReadOptions
+---@field offset? integer bytes to begin behind (0)
+---@field length? integer bytes to read; fewer at the end
+---@field max? integer|string bytes; more are `too_large` (64M)
+---@field timeout? number seconds to wait
+---@field cancel? moonsand.Token
+
+local READ = known { offset = "number", length = "number", max = "number|string" }
+
+--- The bytes of a file: all, or `length` from `offset` on (fewer at its end). More than `max` (64M)
+--- are `too_large`.
+---@param path string
+---@param opts? moonsand.ReadOptions
+---@return string? data, string? message, string? code, table? detail
+function Files:read(path, opts)
+  local full, o, code, detail = begin(self, "files:read", path, opts, READ)
+  if not full then
+    return nil, o, code, detail
+  end
+  local offset, length, max, message
+  offset, message, code, detail = count_of("offset", o.offset, 0)
+  if offset then
+    length, message, code, detail = count_of("length", o.length, math.huge)
+  end
+  if length then
+    max, message, code, detail = size_of("max", o.max, MAX_READ)
+  end
+  if not max then
+    return nil, message, code, detail
+  end
+  return reading.read(self.box.core.driver, full, offset, length < math.huge and length or nil, max,
+    loop.limits(o))
+end
+
+-- ---------------------------------------------------------------- writing
+
+---@class moonsand.WriteOptions
+---@field mode? string "755", "u+x"; default 0644 for a new file, an existing one's own
+---@field append? boolean write behind what is there
+---@field atomic? boolean false: write into the file that is there
+---@field parents? boolean false: missing directories are `not_found`
+---@field timeout? number seconds to wait
+---@field cancel? moonsand.Token
+
+local WRITE = known { mode = "string", append = "boolean", atomic = "boolean", parents = "boolean" }
+
+--- Writes a file: a new one is put in the place of the old one, so that readers see the one or the
+--- other. It keeps the old one's mode and owner; a link is followed; new files are 0644, or `mode`.
+--- `append`, and `atomic = false`, write into the file that is there. Missing directories are made
+--- (`parents = false`: not).
+---@param path string
+---@param data string
+---@param opts? moonsand.WriteOptions
+---@return true|nil ok, string? message, string? code, table? detail
+function Files:write(path, data, opts)
+  check_string("files:write", "the data", data, 2)
+  local full, o, code, detail = begin(self, "files:write", path, opts, WRITE)
+  if not full then
+    return nil, o, code, detail
+  end
+  return writing.write(self.box.core.driver, full, data, o, loop.limits(o))
+end
+
+local function check_batch(list)
+  if type(list) ~= "table" then
+    errors.raise(3, "files:write_many: a list of { path, data, mode } is needed, got %s",
+      type(list))
+  end
+  local batch = {}
+  for i, item in ipairs(list) do
+    if type(item) ~= "table" then
+      errors.raise(3, "files:write_many: item %d must be a table, got %s", i, type(item))
+    end
+    local path, data, mode = item.path or item[1], item.data or item[2], item.mode or item[3]
+    check_string("files:write_many", ("the path of item %d"):format(i), path, 3)
+    check_string("files:write_many", ("the data of item %d"):format(i), data, 3)
+    if mode ~= nil then
+      check_string("files:write_many", ("the mode of item %d"):format(i), mode, 3)
+    end
+    batch[i] = { path = path, data = data, mode = mode }
+  end
+  return batch
+end
+
+--- Writes files one after the other: { path, data, mode } each, by position or by name. Each is
+--- whole or as it was; the first failure ends it (`detail.index`).
+---@param list table[]
+---@param opts? { parents?: boolean, timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Files:write_many(list, opts)
+  local batch = check_batch(list)
+  opts = options.check("files:write_many", opts, known { parents = "boolean" })
+  self.box:check_open("files:write_many", 2)
+  local limits, driver = loop.limits(opts), self.box.core.driver
+  for i, item in ipairs(batch) do
+    local ok
+    local path, message, code, detail = paths.resolve(self.box, item.path)
+    if path then
+      ok, message, code, detail =
+        writing.write(driver, path, item.data, { mode = item.mode, parents = opts.parents }, limits)
+    end
+    if not ok then
+      detail.index = i
+      return nil, message, code, detail
+    end
+  end
+  return true
+end
+
+--- Replaces text, taken as it is, wherever it is in a file: how many times. The file is written
+--- only if it was there, and then as by `write`.
+---@param path string
+---@param old string
+---@param new string
+---@param opts? { max?: integer|string, timeout?: number, cancel?: moonsand.Token }
+---@return integer? count, string? message, string? code, table? detail
+function Files:replace(path, old, new, opts)
+  check_string("files:replace", "the old text", old, 2)
+  check_string("files:replace", "the new text", new, 2)
+  local full, o, code, detail =
+    begin(self, "files:replace", path, opts, known { max = "number|string" })
+  if not full then
+    return nil, o, code, detail
+  elseif old == "" then
+    return errors.fail("invalid", "replace: the text to look for is empty", { path = full })
+  end
+  local max, message
+  max, message, code, detail = size_of("max", o.max, MAX_READ)
+  if not max then
+    return nil, message, code, detail
+  end
+  return writing.edit(self.box.core.driver, full, old, new, max, loop.limits(o))
+end
+
+--- Opens a file as a Stream: "r" (default), "w", "a" or "r+", as in `io`; a "b" means nothing.
+---@param path string
+---@param access? string
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.Stream? stream, string? message, string? code, table? detail
+function Files:open(path, access, opts)
+  if not streams.access(access) then
+    errors.raise(2, 'files:open: the mode must be "r", "w", "a" or "r+", got %s',
+      options.quote(access))
+  end
+  local full, o, code, detail = begin(self, "files:open", path, opts, PLAIN)
+  if not full then
+    return nil, o, code, detail
+  end
+  return streams.open(self.box, full, access, MAX_READ, loop.limits(o))
+end
+
+-- ---------------------------------------------------------------- names and rights
+
+local MKDIR = known { parents = "boolean", mode = "string" }
+
+--- Makes a directory, 0755 or `mode`. With `parents` also those above it, and it may be there
+--- already.
+---@param path string
+---@param opts? { parents?: boolean, mode?: string, timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Files:mkdir(path, opts)
+  local full, o, code, detail = begin(self, "files:mkdir", path, opts, MKDIR)
+  if not full then
+    return nil, o, code, detail
+  end
+  local mode, message = DIRECTORY_MODE, nil
+  if o.mode then
+    mode, message, code, detail = modes.parse(o.mode, DIRECTORY_MODE, true)
+  end
+  if not mode then
+    return nil, message, code, detail
+  end
+  local ok
+  ok, message, code, detail = calls.call(self.box.core.driver, "mkdir",
+    { path = full, mode = mode, a = o.parents and 1 or 0 }, loop.limits(o))
+  if not ok then
+    return nil, message, code, detail
+  end
+  return true
+end
+
+--- Removes a file, a link (not what it leads to) or an empty directory; with `recursive` a
+--- directory with all that is in it. What is not there is `not_found`.
+---@param path string
+---@param opts? { recursive?: boolean, timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Files:remove(path, opts)
+  local full, o, code, detail =
+    begin(self, "files:remove", path, opts, known { recursive = "boolean" })
+  if not full then
+    return nil, o, code, detail
+  end
+  local driver, limits = self.box.core.driver, loop.limits(o)
+  local ok, message
+  ok, message, code, detail = calls.call(driver, "remove", { path = full }, limits)
+  if ok then
+    return true
+  elseif o.recursive and (code == "not_empty" or code == "exists") then
+    return trees.remove(driver, full, limits)
+  end
+  return nil, message, code, detail
+end
+
+--- Two paths and the options.
+local function begin_pair(self, call, from, to, opts)
+  check_string(call, "the second path", to, 3)
+  opts = options.check(call, opts, PLAIN, 3)
+  check_string(call, "the path", from, 3)
+  self.box:check_open(call, 3)
+  local source, message, code, detail = paths.resolve(self.box, from)
+  local target
+  if source then
+    target, message, code, detail = paths.resolve(self.box, to)
+  end
+  if not target then
+    return nil, message, code, detail
+  end
+  return source, target, loop.limits(opts)
+end
+
+--- Renames. What is at `to` is replaced, if it is a file, or an empty directory by a directory; it
+--- is the new name, not a directory to move into. Between file systems it is a copy and a removal.
+---@param from string
+---@param to string
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Files:move(from, to, opts)
+  local source, target, limits, detail = begin_pair(self, "files:move", from, to, opts)
+  if not source then
+    return nil, target, limits, detail
+  end
+  return trees.move(self.box.core.driver, source, target, limits)
+end
+
+--- Copies a file, or a directory with all that is in it: into the directory that is at `to`, if
+--- there is one, replacing files of the same name. A link that `from` is is followed; links below
+--- are copied. Modes are kept, but directories stay usable for their owner. What is no file,
+--- directory or link, or cannot be read, is passed over.
+---@param from string
+---@param to string
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.Transfer? summary without bytes
+---@return string? message, string? code, table? detail
+function Files:copy(from, to, opts)
+  local source, target, limits, detail = begin_pair(self, "files:copy", from, to, opts)
+  if not source then
+    return nil, target, limits, detail
+  end
+  return trees.copy(self.box.core.driver, source, target, true, limits)
+end
+
+--- Changes the permissions: "755", "0755", "u+x". Links are followed.
+---@param path string
+---@param mode string
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Files:chmod(path, mode, opts)
+  if type(mode) ~= "string" then
+    errors.raise(2, 'files:chmod: the mode must be a string such as "755" or "u+x", got %s%s',
+      type(mode), type(mode) == "number" and " (755 would be decimal)" or "")
+  end
+  local full, o, code, detail = begin(self, "files:chmod", path, opts, PLAIN)
+  if not full then
+    return nil, o, code, detail
+  end
+  return rights.chmod(self.box.core.driver, full, mode, loop.limits(o))
+end
+
+local function check_owner(what, value)
+  if value ~= nil and type(value) ~= "string" and (type(value) ~= "number" or value % 1 ~= 0) then
+    errors.raise(3, "files:chown: the %s must be a name or a whole number, got %s", what,
+      options.quote(value))
+  end
+end
+
+--- Changes owner and group: a name or a number; nil leaves it. One user exists inside, another one
+--- is `unsupported`.
+---@param path string
+---@param owner? string|integer
+---@param group? string|integer
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Files:chown(path, owner, group, opts)
+  check_owner("owner", owner)
+  check_owner("group", group)
+  local full, o, code, detail = begin(self, "files:chown", path, opts, PLAIN)
+  if not full then
+    return nil, o, code, detail
+  end
+  return rights.chown(self.box.core.driver, full, owner, group, loop.limits(o))
+end
+
+-- ---------------------------------------------------------------- between host and sandbox
+
+---@class moonsand.UploadOptions
+---@field progress? fun(done: integer, total: integer) bytes; may wait; a raise ends the upload
+---@field timeout? number seconds to wait
+---@field cancel? moonsand.Token
+
+---@class moonsand.DownloadOptions: moonsand.UploadOptions
+---@field max? integer|string bytes in all; more are `too_large` (4G)
+---@field limit? integer entries; more are `too_large` (100,000)
+
+---@class moonsand.Transfer
+---@field entries integer files, directories and links
+---@field bytes integer
+---@field skipped { path: string, message: string, code: string }[] what was passed over
+
+local UPLOAD = known { progress = "callable" }
+local DOWNLOAD = known { progress = "callable", max = "number|string", limit = "number" }
+
+--- Copies a file or a whole directory of the host's into the sandbox, links as links. A file is put
+--- in place as by `write`; a directory is made, or filled. `progress(done, total)`, in bytes, may
+--- wait.
+---@param host_path string
+---@param path string
+---@param opts? moonsand.UploadOptions
+---@return moonsand.Transfer? summary
+---@return string? message, string? code, table? detail
+function Files:upload(host_path, path, opts)
+  check_string("files:upload", "the host's path", host_path, 2)
+  local full, o, code, detail = begin(self, "files:upload", path, opts, UPLOAD)
+  if not full then
+    return nil, o, code, detail
+  end
+  return transfer.upload(self.box.core.driver, host_path, full, o)
+end
+
+--- Copies a file or a whole directory out of the sandbox. A file is put in place as a whole; a
+--- directory is made (not those above it), or filled. Nothing is written outside of it, whatever
+--- the sandbox does: links are not followed on the way, and those that lead out of it are passed
+--- over, as is what is no file, directory or link. setuid and the like are taken off. More than
+--- `max` bytes (4G) or `limit` entries (100,000) are `too_large`. `progress(done, total)`, in
+--- bytes, may wait.
+---@param path string
+---@param host_path string
+---@param opts? moonsand.DownloadOptions
+---@return moonsand.Transfer? summary
+---@return string? message, string? code, table? detail
+function Files:download(path, host_path, opts)
+  check_string("files:download", "the host's path", host_path, 2)
+  local full, o, code, detail = begin(self, "files:download", path, opts, DOWNLOAD)
+  if not full then
+    return nil, o, code, detail
+  end
+  local limit, message, max
+  limit, message, code, detail = count_of("limit", o.limit, MAX_LIST)
+  if limit then
+    max, message, code, detail = size_of("max", o.max, MAX_DOWNLOAD)
+  end
+  if not max then
+    return nil, message, code, detail
+  end
+  return transfer.download(self.box.core.driver, full, host_path, max, limit, o)
+end
+
+---@param box moonsand.Sandbox
+---@return moonsand.Files
+function M.new(box)
+  return setmetatable({ box = box }, Files)
+end
+
+return M
