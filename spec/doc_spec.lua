@@ -1,5 +1,6 @@
---- The README and the pages in doc/ say what is true: their Lua runs and prints what they say, their
---- links lead somewhere, their make targets exist, and the manual leaves out nothing that there is.
+--- The README and the pages in doc/ say what is true: their Lua runs and prints what they say,
+--- their links lead somewhere, their make targets exist, and the manual leaves out nothing that
+--- there is.
 ---
 --- The rule for ```lua blocks: all blocks of one chapter (a heading "## …") are one program, in
 --- order. A program that does not begin with `local moonsand = require` gets the two lines that the
@@ -41,7 +42,8 @@ local function blocks_of(path)
     elseif block then
       block.lines[#block.lines + 1] = line
     elseif language then
-      block = { language = language, mark = mark, chapter = chapter, first = number + 1, lines = {} }
+      block = { language = language, mark = mark, chapter = chapter, first = number + 1 }
+      block.lines = {}
       blocks[#blocks + 1] = block
     else
       chapter = line:match "^## +(.-) *$" or chapter
@@ -89,13 +91,15 @@ for line, text in pairs(expected) do
   local got = printed[line] and plain(printed[line])
   if not got or not got:find("^" .. pattern .. "$") then
     wrong = wrong + 1
-    real.print(("%%s:%%d: printed: %%s\n  the page says: %%s"):format(%q, line, got or "(nothing)", text))
+    real.print(("%%s:%%d: printed: %%s\n  the page says: %%s")
+      :format(%q, line, got or "(nothing)", text))
   end
 end
 os.exit(wrong == 0 and 0 or 1, true)
 ]]
 
---- The programs of a page, one a chapter: { chapter, text, expected }. Lines have the page's numbers.
+--- The programs of a page, one a chapter: { chapter, lines, expected }. A line has the number that
+--- it has in the page.
 local function programs_of(path, is_54)
   local programs, by_chapter = {}, {}
   for _, block in ipairs(blocks_of(path)) do
@@ -152,9 +156,10 @@ local function run(path, program)
   expected[#expected + 1] = "}"
   local harness = support.write(directory .. "-run.lua",
     HARNESS:format(table.concat(expected, " "), file, path, path))
-  local output, status = support.run(("cd %s && env LUA_PATH=%s LUA_CPATH=%s timeout %d %s %s </dev/null")
-    :format(directory, support.quote(absolute(package.path)), support.quote(absolute(package.cpath)),
-      SECONDS, support.interpreter, harness))
+  local command = "cd %s && env LUA_PATH=%s LUA_CPATH=%s timeout %d %s %s </dev/null"
+  local output, status = support.run(command:format(directory,
+    support.quote(absolute(package.path)), support.quote(absolute(package.cpath)), SECONDS,
+    support.interpreter, harness))
   if status ~= 0 then
     error(("%s, \"%s\": status %d\n%s"):format(path, program.chapter, status, output), 0)
   end
@@ -248,7 +253,8 @@ describe("the pages", function()
           if block.language == "sh" then
             for words in table.concat(block.lines, "\n"):gmatch "%f[%w]make([^\n#&;|]*)" do
               for target in words:gmatch "%S+" do
-                if target:find "^%l[%l-]*$" and not makefile:find("\n" .. target .. ":", 1, true) then
+                local named = target:find "^%l[%l-]*$"
+                if named and not makefile:find("\n" .. target .. ":", 1, true) then
                   wrong[#wrong + 1] = target
                 end
               end

@@ -9,7 +9,7 @@ local BYTES = "\0\1\r\n\255\254" .. ("x"):rep(100) .. "\n"
 
 --- What a failed call answers: its code, after a look at its shape.
 local function code_of(value, message, code, detail)
-  assert.is_nil(value)
+  assert(value == nil, "it did not fail")
   assert.equal("string", type(message), "a message")
   assert.equal("table", type(detail), "a detail")
   assert.equal(code, detail.code)
@@ -33,10 +33,16 @@ local function paths(entries)
   return table.concat(list, " ")
 end
 
-describe("moonsand.files", function()
-  helper.deadline(60)
-  helper.no_leaks()
+--- Around the tests, and around their own before_each and after_each.
+local function guarded(name, fn)
+  describe(name, function()
+    helper.deadline(60)
+    helper.no_leaks()
+    describe("", fn)
+  end)
+end
 
+guarded("moonsand.files", function()
   local box, files
   before_each(function()
     box = assert(moonsand.create())
@@ -54,16 +60,21 @@ describe("moonsand.files", function()
     return r.stdout
   end
 
+  --- The probe inside; one that runs cannot be written again.
+  local function put_probe()
+    local path = "/tmp/probe-files"
+    return files:exists(path) and path or support.put(box, support.probe "files")
+  end
+
   --- Starts a probe that goes on, and waits until it is under way.
   local function start_probe(...)
-    local path = support.put(box, support.probe "files")
-    local p = assert(box:start({ path, ... }))
+    local p = assert(box:start { put_probe(), ... })
     assert.equal("ready", p.stdout:read("l", 10))
     return p
   end
 
   local function probe(...)
-    local r = support.try(box, "files", { ... })
+    local r = assert(box:exec({ put_probe(), ... }, { timeout = 20 }))
     assert(r.ok, r.stderr)
   end
 
@@ -111,7 +122,7 @@ describe("moonsand.files", function()
 
     it("make new files 0644 and keep the mode of old ones", function()
       assert(files:write("new", "x"))
-      assert.equal("644 1000", sh "stat -c '%a %u' new":gsub("\n", ""))
+      assert.equal("644 1000\n", sh "stat -c '%a %u' new")
       sh "chmod 751 new"
       assert(files:write("new", "y"))
       assert.equal("751\n", sh "stat -c %a new")
@@ -119,8 +130,8 @@ describe("moonsand.files", function()
 
     it("take a mode", function()
       local rows = {
-        { "755", "755" }, { "0600", "600" }, { "u+x", "744" }, { "a=r,u+w", "644" }, { "go-r", "600" },
-        { "ug=rw,o=", "660" }, { "+x", "755" },
+        { "755", "755" }, { "0600", "600" }, { "u+x", "744" }, { "a=r,u+w", "644" },
+        { "go-r", "600" },        { "ug=rw,o=", "660" }, { "+x", "755" },
       }
       for i, row in ipairs(rows) do
         local name = "f" .. i
@@ -158,7 +169,8 @@ describe("moonsand.files", function()
     end)
 
     it("follow links", function()
-      sh "mkdir real && echo old >real/f && ln -s real/f link && ln -s link again && ln -s gone/f dangling"
+      sh [[mkdir real; echo old >real/f; ln -s real/f link; ln -s link again
+           ln -s gone/f dangling]]
       assert.is_true(files:write("again", "new"))
       assert.equal("new", files:read "real/f")
       assert.equal("new", files:read "again")
@@ -232,7 +244,13 @@ describe("moonsand.files", function()
       assert.equal(sh "tail -c +11 /proc/version", files:read("/proc/version", { offset = 10 }))
       assert.equal("not_found", code_of(files:read "/proc/nothing"))
       assert.equal("unsupported", code_of(files:write("/proc/sys/kernel/hostname", "x")))
-      assert.equal("unsupported", code_of(files:write("/proc/self/comm", "x", { append = true })))
+      local p = assert(box:start "echo; exec sleep 60")
+      assert.equal("", p.stdout:read())
+      local own = ("/proc/%d/oom_score_adj"):format(p.pid)
+      assert.equal("unsupported", code_of(files:write(own, "1000", { append = true })))
+      assert.equal("unsupported", code_of(files:write(own, "1000")))
+      assert.equal("unsupported", code_of(files:open(own, "w")))
+      p:close()
     end)
   end)
 
@@ -245,7 +263,8 @@ describe("moonsand.files", function()
     end)
 
     it("ends at the first that cannot be written", function()
-      local value, message, code, detail = files:write_many { { "a", "1" }, { "/", "2" }, { "c", "3" } }
+      local value, message, code, detail =
+        files:write_many { { "a", "1" }, { "/", "2" }, { "c", "3" } }
       assert.equal("is_a_directory", code_of(value, message, code, detail))
       assert.equal(2, detail.index)
       assert.is_false(files:exists "c")
@@ -331,7 +350,6 @@ describe("moonsand.files", function()
       assert.equal(0, s:seek "set")
       assert.equal("Mem", s:read(3))
       s:close()
-      assert.equal("unsupported", code_of(files:open("/proc/self/comm", "w")))
     end)
 
     it("answers failures, and raises at a mode that is none", function()
@@ -441,7 +459,7 @@ describe("moonsand.files", function()
       assert.equal("exists", code_of(files:mkdir "a"))
       assert.equal("not_found", code_of(files:mkdir "b/c"))
       assert.is_true(files:mkdir("b/c/", { parents = true, mode = "700" }))
-      assert.equal("755 700", sh "stat -c %a b b/c":gsub("\n", " "):gsub(" $", ""))
+      assert.equal("755\n700\n", sh "stat -c %a b b/c")
       assert.is_true(files:mkdir("b/c", { parents = true }))
       assert.is_true(files:mkdir("/", { parents = true }))
       sh "echo x >f; ln -s b l"
@@ -465,7 +483,8 @@ describe("moonsand.files", function()
     end)
 
     it("removes a tree only when told to, and follows no link", function()
-      sh "mkdir -p keep d/a/b; echo k >keep/k; echo x >d/a/b/f; ln -s ../keep d/l; ln -s d dl; mkfifo d/p"
+      sh [[mkdir -p keep d/a/b; echo k >keep/k; echo x >d/a/b/f; ln -s ../keep d/l; ln -s d dl
+           mkfifo d/p]]
       assert.equal("not_empty", code_of(files:remove "d"))
       assert.is_true(files:remove("d", { recursive = true }))
       assert.is_true(files:remove("dl", { recursive = true }))
@@ -538,12 +557,15 @@ describe("moonsand.files", function()
       for _, skip in ipairs(summary.skipped) do
         codes[skip.path] = skip.code
       end
-      assert.same({ ["/workspace/d/pipe"] = "unsupported", ["/workspace/d/secret"] = "permission_denied" },
-        codes)
+      assert.same({
+        ["/workspace/d/pipe"] = "unsupported",
+        ["/workspace/d/secret"] = "permission_denied",
+      }, codes)
     end)
 
     it("fills a directory that is there", function()
-      sh "mkdir -p d/s e/s; echo new >d/s/f; echo old >e/s/f; echo keep >e/s/k; ln -s s/k d/l; echo x >e/l"
+      sh [[mkdir -p d/s e/s; echo new >d/s/f; echo old >e/s/f; echo keep >e/s/k; ln -s s/k d/l
+           echo x >e/l]]
       assert(files:copy("d", "e"))
       assert.equal("new\n", files:read "e/s/f")
       assert.equal("keep\n", files:read "e/s/k")
@@ -558,7 +580,7 @@ describe("moonsand.files", function()
     end)
 
     it("keeps holes", function()
-      probe("sparse", "s", 2 ^ 40 + 1)
+      probe("sparse", "s", "1099511627777")
       assert(files:copy("s", "t"))
       assert.equal(2 ^ 40 + 1, assert(files:stat "t").size)
       assert.equal("0\n", sh "stat -c %b t")
@@ -572,8 +594,10 @@ describe("moonsand.files", function()
   describe(":chmod and :chown", function()
     it("change what the user may", function()
       assert(files:write("f", "x"))
-      local rows = { { "755", "755" }, { "0644", "644" }, { "u+x", "744" }, { "g=u", nil }, { "o-r", "740" },
-        { "a+X", "751" }, { "4755", "4755" }, { "u-s,+t", "1755" } }
+      local rows = {
+        { "755", "755" }, { "0644", "644" }, { "u+x", "744" }, { "g=u", nil }, { "o-r", "740" },
+        { "a+X", "751" }, { "4755", "4755" }, { "u-s,+t", "1755" },
+      }
       for _, row in ipairs(rows) do
         if row[2] then
           assert.is_true(files:chmod("f", row[1]))
@@ -619,7 +643,6 @@ describe("moonsand.files", function()
         { "app/**", "[x].py a.py b.txt empty link q?.py src src/c.py src/lib src/lib/d.py" },
         { "app/**/", "empty src src/lib" },
         { "app/*/*.py", "src/c.py" },
-        { "app/link/*.py", "link/c.py link/lib/../c.py" },
         { "app/?.{py,txt}", "a.py b.txt" },
         { "app/{a,{b,src/c}}.*", "a.py b.txt src/c.py" },
         { "app/[ab].*", "a.py b.txt" },
@@ -640,9 +663,7 @@ describe("moonsand.files", function()
         { "app/[z-a]*", "" },
       }
       for _, row in ipairs(rows) do
-        if row[1] ~= "app/link/*.py" then
-          assert.equal(row[2], found(row[1]), row[1])
-        end
+        assert.equal(row[2], found(row[1]), row[1])
       end
       -- A link is followed in front of the first wildcard.
       assert.equal("link/c.py", found "app/link/*.py")
@@ -826,7 +847,7 @@ describe("moonsand.files", function()
 
     it("refuse more than their limits, sparse files too", function()
       sh "mkdir t; for i in 1 2 3 4 5; do head -c 1000 /dev/zero >t/$i; done"
-      probe("sparse", "huge", 2 ^ 60)
+      probe("sparse", "huge", "1152921504606846976")
       assert.equal("too_large", code_of(files:download("t", host .. "/a", { max = 4999 })))
       assert.equal("too_large", code_of(files:download("t", host .. "/b", { limit = 4 })))
       assert.equal("too_large", code_of(files:download("t/1", host .. "/c", { max = 999 })))
@@ -839,7 +860,8 @@ describe("moonsand.files", function()
     end)
 
     it("take setuid and the like off, and give the owner access", function()
-      sh [[mkdir t; echo x >t/f; chmod 6755 t/f; mkdir t/d; chmod 1777 t/d; echo y >t/w; chmod 0400 t/w]]
+      sh [[mkdir t; echo x >t/f; chmod 6755 t/f; mkdir t/d; chmod 1777 t/d; echo y >t/w
+           chmod 0400 t/w]]
       assert(files:download("t", host .. "/t"))
       assert.equal("755", (run "stat -c %a t/f"):match "%d+")
       assert.equal("600", (run "stat -c %a t/w"):match "%d+")
@@ -859,7 +881,7 @@ describe("moonsand.files", function()
       end
       table.sort(list)
       assert.equal("out1 out2 out3 out4 out5 up up2", table.concat(list, " "))
-      assert.equal("d/e ../d ../../d .", run "cd t; readlink a d/b d/e/c d/dot":gsub("\n", " "):gsub(" $", ""))
+      assert.equal("d/e\n../d\n../../d\n.\n", run "cd t; readlink a d/b d/e/c d/dot")
     end)
 
     it("never write through a link of the host's", function()
@@ -889,7 +911,7 @@ describe("moonsand.files", function()
       assert.equal("invalid", code_of(files:write(("x"):rep(256), "")))
     end)
 
-    it("of the wrong type, unknown options and closed sandboxes raise at the caller's line", function()
+    it("of the wrong type, unknown options, closed sandboxes raise at the caller", function()
       local function line_of(fn)
         local ok, message = pcall(fn)
         assert.is_false(ok)
@@ -909,7 +931,8 @@ describe("moonsand.files", function()
       line_of(function() files:chown("a", {}) end)
       line_of(function() files:replace("a", 1, "b") end)
       line_of(function() files:read("a", { timeout = "1" }) end)
-      assert.truthy(line_of(function() files:read("a", { ofset = 1 }) end):find "did you mean 'offset'")
+      local unknown = line_of(function() files:read("a", { ofset = 1 }) end)
+      assert.truthy(unknown:find "did you mean 'offset'")
       box:close()
       assert.truthy(line_of(function() files:read "a" end):find "closed")
       line_of(function() files:write("a", "b") end)
@@ -918,12 +941,16 @@ describe("moonsand.files", function()
     it("resolve inside, whatever they say", function()
       local secret = support.directory() .. "/secret"
       support.write(secret, "of the host")
-      sh "ln -s / root; ln -s ../../../../../.. up; mkdir d; ln -s /proc/1/root esc; ln -s /proc/self/root esc2"
-      for _, prefix in ipairs { "", "root", "up", "d/../../../..", "/..", "/../../..", "esc", "esc2",
-        "/proc/1/root", "/proc/self/root", "/proc/thread-self/root", "/proc/1/cwd" } do
+      sh [[ln -s / root; ln -s ../../../../../.. up; mkdir d; ln -s /proc/1/root esc
+           ln -s /proc/self/root esc2]]
+      for _, prefix in ipairs {
+        "", "root", "up", "d/../../../..", "/..", "/../../..", "esc", "esc2", "/proc/1/root",
+        "/proc/self/root", "/proc/thread-self/root", "/proc/1/cwd",
+      } do
         local data, _, code = files:read(prefix .. secret)
         assert.is_nil(data, prefix)
-        assert.is_true(code == "not_found" or code == "loop" or code == "permission_denied", prefix .. code)
+        assert.is_true(code == "not_found" or code == "loop" or code == "permission_denied",
+          prefix .. ": " .. code)
       end
     end)
 
@@ -937,18 +964,24 @@ describe("moonsand.files", function()
         assert.truthy(code_of(files:write(path, "x", { atomic = false })))
         assert.truthy(code_of(files:write(path, "x")))
       end
-      for _, path in ipairs { "/proc/1/fd/3", "/proc/self/fd/0", "/proc/self/exe", "/dev/stdin", "f",
-        "/dev/fd/0", "/proc/1/cwd/tmp", "/proc/self/ns/mnt" } do
+      for _, path in ipairs {
+        "/proc/1/fd/3", "/proc/self/fd/0", "/proc/self/exe", "/dev/stdin", "f", "/dev/fd/0",
+        "/proc/1/cwd/tmp", "/proc/self/ns/mnt",
+      } do
         assert.truthy(code_of(files:read(path)), path)
         assert.truthy(code_of(files:write(path, "x")), path)
         assert.truthy(code_of(files:chmod(path, "777")), path)
-        assert.truthy(code_of(files:remove(path)), path)
+        if path:find "^/proc" then
+          assert.truthy(code_of(files:remove(path)), path)
+        end
       end
     end)
 
     it("may have any other byte in them", function()
-      for _, name in ipairs { " ", "a\nb", "\255\254", "-rf", "*", "a\\b", "'\"", "...", "~", "$(id)", "%s%n",
-        ("\1"):rep(255) } do
+      for _, name in ipairs {
+        " ", "a\nb", "\255\254", "-rf", "*", "a\\b", "'\"", "...", "~", "$(id)", "%s%n",
+        ("\1"):rep(255),
+      } do
         assert.is_true(files:write(name, name))
         assert.equal(name, files:read(name))
         assert.equal(name, assert(files:list ".")[1].name)
@@ -973,7 +1006,8 @@ describe("moonsand.files", function()
           assert.truthy(message:find(row[2], 1, true), message)
         end
         assert.equal("invalid", code_of(files:write(row[1], "x", { atomic = false })))
-        assert.equal("invalid", code_of(files:write(row[1], "x")))
+        local code = code_of(files:write(row[1], "x"))
+        assert.is_true(code == "invalid" or code == "unsupported", code) -- /dev/pts is virtual
         assert.truthy(code_of(files:copy(row[1], "copy")))
         assert.truthy(code_of(files:download(row[1], support.directory() .. "/x")))
       end
@@ -989,7 +1023,8 @@ describe("moonsand.files", function()
       assert(files:mkdir "d")
       sh "ln f d/f" -- in a tree, too
       assert.equal("busy", assert(files:copy("d", "e")).skipped[1].code)
-      assert.equal("busy", assert(files:download("d", support.directory() .. "/lease")).skipped[1].code)
+      local summary = assert(files:download("d", support.directory() .. "/lease"))
+      assert.equal("busy", summary.skipped[1].code)
       p:close()
       support.run("rm -rf " .. support.directory() .. "/lease")
     end)
@@ -1035,7 +1070,8 @@ describe("moonsand.files", function()
         local ok, _, code = files:remove("t", { recursive = true, timeout = 20 })
         assert.is_true(ok or code == "busy" or code == "not_empty" or code == "not_found", code)
         p:close()
-        assert.equal("27\n", sh "find keep -name b -prune -o -type f -print | wc -l", "round " .. round)
+        local left = sh "find keep -name b -prune -o -type f -print | wc -l"
+        assert.equal("27\n", left, "round " .. round)
       end
     end)
 
@@ -1074,13 +1110,13 @@ describe("moonsand.files", function()
 
   describe("trees", function()
     it("of ten thousand levels can be removed", function()
-      probe("deep", "t", 10000)
+      probe("deep", "t", "10000")
       assert.is_true(files:remove("t", { recursive = true, timeout = 30 }))
       assert.equal("", names(files:list "."))
     end)
 
     it("deeper than a path can be are walked as far as paths go", function()
-      probe("deep", "t", 5000)
+      probe("deep", "t", "5000")
       local list = assert(files:list("t", { depth = math.huge, timeout = 30 }))
       assert.is_true(#list > 2000 and #list < 2100, tostring(#list))
       assert.equal("invalid", list.skipped[1].code)
@@ -1091,7 +1127,7 @@ describe("moonsand.files", function()
     end)
 
     it("of more entries than the limit are too large, at once", function()
-      probe("many", "t", 110000)
+      probe("many", "t", "110000")
       assert.equal("too_large", code_of(files:list("t", 30)))
       assert.equal(110000, #assert(files:list("t", { limit = 200000, timeout = 30 })))
       assert.equal("too_large", code_of(files:download("t", support.directory() .. "/many", 30)))
@@ -1106,7 +1142,8 @@ describe("moonsand.files", function()
       assert(files:upload(host, "odd"))
       assert(files:copy("odd", "even"))
       assert(files:download("even", host .. "-back"))
-      local output, status = support.run(("diff -r %s %s-back; rm -rf %s %s-back"):format(host, host, host, host))
+      local output, status =
+        support.run(("diff -r %s %s-back; rm -rf %s %s-back"):format(host, host, host, host))
       assert.equal(0, status, output)
       assert.equal("", output)
     end)
@@ -1116,7 +1153,7 @@ describe("moonsand.files", function()
 
   describe("a wait", function()
     it("ends at its timeout, and nothing is left of the call", function()
-      probe("many", "t", 50000)
+      probe("many", "t", "50000")
       local calls = {
         function(opts) return files:list("t", opts) end,
         function(opts) return files:search("t/**/*", opts) end,
@@ -1142,7 +1179,7 @@ describe("moonsand.files", function()
     end)
 
     it("ends when its task is cancelled", function()
-      probe("many", "t", 50000)
+      probe("many", "t", "50000")
       moonsand.run(function()
         local t = moonsand.task(function()
           return code_of(files:copy("t", "u"))
@@ -1157,7 +1194,7 @@ describe("moonsand.files", function()
     end)
 
     it("answers closed when the sandbox is closed meanwhile", function()
-      probe("many", "t", 50000)
+      probe("many", "t", "50000")
       local codes = moonsand.run(function()
         local waits = {
           moonsand.task(function() return code_of(files:list("t", { depth = 9 })) end),
@@ -1178,7 +1215,7 @@ describe("moonsand.files", function()
     end)
 
     it("answers lost when a program kills the worker, and never hangs", function()
-      probe("many", "t", 50000)
+      probe("many", "t", "50000")
       local p = start_probe("storm", "9")
       for _ = 1, 5 do
         local list, _, code = files:list("t", 20)
@@ -1190,7 +1227,7 @@ describe("moonsand.files", function()
     end)
 
     it("can be left when a program stops the worker", function()
-      probe("many", "t", 50000)
+      probe("many", "t", "50000")
       local p = start_probe("storm", "19")
       local list, _, code = files:list("t", 1)
       assert.is_true(list ~= nil or code == "timeout", code)

@@ -169,6 +169,7 @@ int luaopen_moonsand_core(lua_State *L) {
   lua_pushcclosure(L, core_module_path, 1);
   lua_setfield(L, -2, "module_path"); /* core.module_path, the path its upvalue */
   ms_reactor_open(L);
+  ms_wake_open(L);
   ms_stream_open(L);
   ms_process_open(L);
   ms_sandbox_open(L);

@@ -119,6 +119,11 @@ void ms_zygote_forget(ms_zygote *z, ms_sandbox *s) {
   s->zygote = NULL;
 }
 
+static void zygote_kill(const ms_zygote *z) {
+  if (z->pidfd >= 0)
+    syscall(SYS_pidfd_send_signal, z->pidfd, SIGKILL, NULL, 0);
+}
+
 /* Its zombie is taken away if it is still there; a host that reaps its children did so already. */
 static void zygote_bury(ms_zygote *z, int options) {
   siginfo_t info;
@@ -144,6 +149,13 @@ static void zygote_gone(ms_zygote *z) {
   }
 }
 
+/* Whatever it is up to, it is not waited for long. */
+static void zygote_lost(ms_zygote *z) {
+  zygote_kill(z);
+  zygote_gone(z);
+  zygote_bury(z, 0);
+}
+
 /* Requests ------------------------------------------------------------------------------------ */
 
 static void zygote_watch(ms_zygote *z) {
@@ -162,6 +174,8 @@ static void zygote_created(ms_zygote *z, ms_message *message) {
       int pidfd = message->fds[0];
       message->fd_count = 0;
       ms_sandbox_created(s, pid, pidfd);
+    } else if (message->fds_lost) {
+      ms_sandbox_failed(s, EMFILE, "files");
     } else {
       ms_sandbox_failed(s, error ? error : EPROTO, stage);
     }
@@ -180,8 +194,7 @@ static void zygote_ready(ms_source *source, uint32_t events) {
     if (received == -EAGAIN)
       break;
     if (received <= 0) {
-      zygote_gone(z);
-      zygote_bury(z, 0); /* the socket was its last breath: this takes no time */
+      zygote_lost(z);
       return;
     }
     if (message->header.type == MS_CREATED)
@@ -234,6 +247,7 @@ static int zygote_create(lua_State *L) {
   error = ms_outbox_send(&z->outbox, z->socket, &header, body.data, body.length, &pair[1], 1);
   if (error) {
     close(pair[0]);
+    zygote_lost(z);
     lua_pushnil(L);
     lua_pushinteger(L, -error);
     return 2;
@@ -259,7 +273,7 @@ static int zygote_gc(lua_State *L) {
   bool foreign = ms_reactor_foreign(z->reactor);
   zygote_gone(z);
   if (!foreign && z->pidfd >= 0) {
-    syscall(SYS_pidfd_send_signal, z->pidfd, SIGKILL, NULL, 0);
+    zygote_kill(z);
     zygote_bury(z, 0);
   } else if (z->pidfd >= 0) {
     close(z->pidfd);

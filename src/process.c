@@ -282,14 +282,15 @@ static int push_error(lua_State *L, int error) {
 }
 
 /* Pushes our end as a stream, or nil. */
-static ms_stream *push_stream(lua_State *L, ms_reactor *r, plumbing *pipes, int fd, size_t limit) {
+static ms_stream *push_stream(lua_State *L, ms_reactor *r, plumbing *pipes, int fd, size_t limit,
+                              bool idle) {
   if (pipes->host[fd] < 0) {
     lua_pushnil(L);
     return NULL;
   }
   int end = pipes->host[fd];
   pipes->host[fd] = -1;
-  return ms_stream_new(L, r, end, fd != 0, limit);
+  return ms_stream_new(L, r, end, fd != 0, limit, idle && fd != 0);
 }
 
 /* sandbox:spawn(argv, options): process, stdin, stdout, stderr (nil where there is no pipe); or
@@ -333,7 +334,7 @@ int ms_process_spawn(lua_State *L) {
   lua_rawseti(L, kept, 4); /* kept[4] = sandbox */
   ms_stream *ends[3];
   for (int fd = 0; fd < 3; fd++) {
-    ends[fd] = push_stream(L, s->reactor, &pipes, fd, limit);
+    ends[fd] = push_stream(L, s->reactor, &pipes, fd, limit, p->quiet);
     lua_pushvalue(L, -1);
     lua_rawseti(L, kept, fd + 1); /* kept[fd + 1] = stream */
   }

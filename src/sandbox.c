@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -34,6 +35,8 @@ static void close_socket(ms_sandbox *s) {
   if (s->socket < 0)
     return;
   ms_source_watch(s->reactor, &s->socket_source, 0);
+  if (!ms_reactor_foreign(s->reactor))
+    shutdown(s->socket, SHUT_RDWR); /* a fork of ours may hold it, and the agent must hear */
   close(s->socket);
   s->socket = s->socket_source.fd = -1;
   ms_outbox_clear(&s->outbox);
@@ -104,6 +107,10 @@ void ms_sandbox_failed(ms_sandbox *s, int error, const char *stage) {
 
 static bool on_ready(ms_sandbox *s, ms_message *message) {
   struct stat st;
+  if (!s->ready && message->fds_lost) {
+    ms_sandbox_failed(s, EMFILE, "files");
+    return true;
+  }
   if (s->ready || message->fd_count != 1 || fstat(message->fds[0], &st) < 0 || !S_ISDIR(st.st_mode))
     return false;
   s->root = message->fds[0];
@@ -146,7 +153,7 @@ static bool on_return(ms_sandbox *s, ms_message *message) {
   if (!p || p->answered || body->bad || error > 4095 || message->fd_count > 1)
     return false;
   p->answered = true;
-  p->error = (int)error;
+  p->error = message->fds_lost ? EMFILE : (int)error;
   if (p->abandoned) {
     free_pending(s, at);
     return true;
@@ -215,7 +222,9 @@ static void pidfd_ready(ms_source *source, uint32_t events) {
   close_pidfd(s);
   if (s->socket >= 0)
     socket_ready(&s->socket_source, EPOLLIN); /* its last words, perhaps why it failed */
-  sandbox_end(s, s->ready ? MS_SANDBOX_GONE : MS_SANDBOX_FAILED);
+  if (!s->ready)
+    ms_sandbox_failed(s, ECONNRESET, "agent");
+  sandbox_end(s, MS_SANDBOX_GONE);
   ms_wake(s->reactor, &s->wait);
 }
 

@@ -30,6 +30,7 @@ typedef struct ms_stream {
   uint64_t received;
   uint64_t dropped; /* bytes that the excerpt lost before a reader came */
   int full_reads;   /* in a row that found the pipe full */
+  bool idle;        /* not served yet */
   bool reading;     /* this end can be read */
   bool eof;
   int error; /* errno of a failed read */
@@ -40,8 +41,10 @@ typedef struct ms_stream {
   bool broken;      /* nobody reads the other end */
 } ms_stream;
 
-/* Takes fd over, also when it fails (with a Lua error). Pushes the userdata. */
-ms_stream *ms_stream_new(lua_State *L, ms_reactor *r, int fd, bool reading, size_t limit);
+/* Takes fd over, also when it fails (with a Lua error). Pushes the userdata. An idle stream is not
+ * served before `watch` is called: what is over soon is cheaper drained once at its end. */
+ms_stream *ms_stream_new(lua_State *L, ms_reactor *r, int fd, bool reading, size_t limit,
+                         bool idle);
 /* Reads all there is now, without waiting; at most about a pipe's worth. Wakes nobody. */
 void ms_stream_drain(ms_stream *s);
 void ms_stream_close(ms_stream *s);

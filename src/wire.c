@@ -254,6 +254,7 @@ void ms_close_fds(ms_message *message) {
 
 int ms_receive(int socket, ms_message *message) {
   message->fd_count = 0;
+  message->fds_lost = false;
   struct iovec part = {.iov_base = message->buffer, .iov_len = MS_WIRE_MAX};
   ms_control control;
   struct msghdr raw = {
@@ -267,6 +268,12 @@ int ms_receive(int socket, ms_message *message) {
   bool fits = receive_fds(&raw, message);
   if (length == 0 && message->fd_count == 0)
     return 0;
+  /* Cut although there was room in the control data: it is our own limit that was reached. */
+  if (fits && raw.msg_flags & MSG_CTRUNC && message->fd_count < MS_WIRE_MAX_FDS) {
+    ms_close_fds(message);
+    message->fds_lost = true;
+    raw.msg_flags &= ~MSG_CTRUNC;
+  }
   if (!fits || (raw.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) ||
       (size_t)length < sizeof message->header) {
     ms_close_fds(message);

@@ -168,6 +168,7 @@ typedef struct ms_message {
   ms_reader body;
   int fds[MS_WIRE_MAX_FDS]; /* owned by the caller, close-on-exec; -1: none */
   size_t fd_count;
+  bool fds_lost; /* this process has no room for the files that came along: they are closed */
   char buffer[MS_WIRE_MAX + 1];
 } ms_message;
 

@@ -13,7 +13,7 @@ return function(bench, moonsand)
     bench.skip("run_code", message)
     return
   end
-  local r = bench.race("print(1) in Python", 100, {
+  local r = bench.race("print(1) in Python", 200, {
     { name = "run_code", run = function()
       assert(moonsand.assert(box:run_code("print(1)", { language = "python" })).stdout == "1\n")
     end },

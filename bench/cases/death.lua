@@ -29,7 +29,7 @@ end
 
 return function(bench, _, rivals)
   bench.area = "the host is killed"
-  local floor, rounds = rivals.floor, bench.rounds(100)
+  local floor, rounds = rivals.floor, bench.rounds(200)
   local samples, most, slow = {}, 0, 0
   local setup = ("package.path=%q package.cpath=%q"):format(bench.package_path, bench.package_cpath)
   for _ = 1, rounds do

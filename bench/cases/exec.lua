@@ -52,7 +52,7 @@ return function(bench, moonsand, rivals)
     end
 
     -- apart: what these leave to the kernel to clear away disturbs who comes next
-    local slow = bench.race(name .. ", with the slow ones", 100, {
+    local slow = bench.race(name .. ", with the slow ones", 200, {
       { name = "moonsand", run = exec },
       { name = "C floor (vfork)", run = by(floor.run) },
       { name = "io.popen", run = by(rivals.popen) },

@@ -121,7 +121,11 @@ local function create(call, opts, level)
   elseif defaults.cwd and defaults.cwd:sub(1, 1) ~= "/" then
     defaults.cwd = "/workspace/" .. defaults.cwd
   end
-  driver, message, code, detail = provider.create(opts, loop.limits(opts))
+  if opts.cancel and opts.cancel:cancelled() then
+    message, code, detail = loop.cancelled(opts.cancel.reason)
+  else
+    driver, message, code, detail = provider.create(opts, loop.limits(opts))
+  end
   if not driver then
     detail.started, detail.provider = false, provider.name
     return nil, message, code, detail
@@ -173,8 +177,12 @@ function M.doctor()
   return require("moonsand.doctor").examine(M.create)
 end
 
---- Called with (error, traceback) of a task that raised and that nobody waits for; writes to stderr
---- if nil.
-M.on_error = nil
+--- Called with (error, traceback) of a task that raised and that nobody waits for. Replace it to
+--- hear of them; as it is, it writes to stderr.
+M.on_error = tasks.print_error
+
+tasks.on_error = function(err, traceback)
+  (M.on_error or tasks.print_error)(err, traceback)
+end
 
 return M

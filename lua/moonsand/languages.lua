@@ -83,6 +83,11 @@ def run():
         finally:
             if shadow:
                 sys.path.insert(0, '')
+        if issubclass(kind, KeyboardInterrupt):
+            try:  # it is to end by SIGINT; what we imported has made python forget that
+                exec('raise KeyboardInterrupt')
+            except KeyboardInterrupt:
+                pass
 
     sys.excepthook = show
     if here:

@@ -28,6 +28,10 @@
 ---   host.run()         runs what was woken; true when there was anything (optional).
 ---   host.pending()     whether `run` would find anything (with `run`).
 ---   host.current()     the coroutine that it resumed last, still on the stack (optional).
+---   host.never_blocks  true where nothing but coroutines may wait (optional): `step` is refused.
+---
+--- Where coroutines can vanish in a wait, with no error and no return (nginx, when a client goes
+--- away), the host finds that out and calls `loop.abandon(waiter)`.
 ---
 --- A host that watches `loop.fd()` calls `loop.poll(0)` when it is readable; timers are inside it.
 --- It may put fields of its own into a waiter, and counts those it has parked if its loop must be
@@ -54,9 +58,10 @@ local waiting = {} -- id -> waiter, or a list of them with `crowd`
 local owners = setmetatable({}, weak) -- coroutine -> the task that it runs
 local outer = setmetatable({}, weak) -- coroutine of a wrapped generator -> who resumed it
 local blocked = setmetatable({}, weak) -- the same: true when it was resumed where it cannot yield
+local guards = setmetatable({}, { __mode = "k" }) -- coroutine -> list of functions, see `guard`
 local late = {} -- functions that a finalizer left for the next turn
 local chosen -- the host of `use`
-local plain
+local hosts = {} -- by name, those that were needed
 
 ---@class moonsand.Waiter one wait in progress
 ---@field host table
@@ -64,6 +69,9 @@ local plain
 ---@field ready boolean woken by a waitable, not only by a limit
 ---@field timer? integer id of the deadline
 ---@field call? fun() no wait at all: what a timer calls
+---@field token? moonsand.Token
+---@field owner? table the task that waits
+---@field guards? table[] the lists of `guard` that hold for it
 
 ---@class moonsand.Limits
 ---@field deadline? number monotonic seconds
@@ -109,7 +117,25 @@ end
 -- ---------------------------------------------------------------- hosts
 
 local function named(name)
-  return require("moonsand.hosts." .. name)
+  local host = require("moonsand.hosts." .. name)
+  hosts[name] = host
+  return host
+end
+
+local globals = _G -- in nginx, this file's own may be a request's
+
+--- The name of the host that fits: nginx and Neovim run one loop, which must not be blocked; luv
+--- is used when the program loaded it.
+local function fitting()
+  local ngx, vim = globals.ngx, globals.vim
+  if type(ngx) == "table" and ngx.get_phase then
+    return "ngx"
+  elseif type(vim) == "table" and (vim.uv or vim.loop) then
+    return "nvim"
+  elseif package.loaded.luv then
+    return "luv"
+  end
+  return "plain"
 end
 
 --- The host of whoever calls.
@@ -118,12 +144,12 @@ function M.host()
   if chosen then
     return chosen
   end
-  plain = plain or named "plain"
-  return plain
+  local name = fitting()
+  return hosts[name] or named(name)
 end
 
 --- Takes this host from now on; nil: the one that fits.
----@param host? string|table a name ("plain"), or a table as described above
+---@param host? string|table a name ("plain", "luv", "nvim", "ngx"), or a table as described above
 function M.use(host)
   if type(host) == "string" then
     local found, value = pcall(named, host)
@@ -322,6 +348,9 @@ function M.step(timeout)
     errors.raise(2, "loop.step: the timeout must be a number of seconds, got %s", tostring(timeout))
   end
   local host = M.host()
+  if host.never_blocks and timeout and timeout ~= 0 then
+    errors.raise(2, "loop.step: this host must not be blocked; only step(0) is allowed")
+  end
   local ran = host.run and host.run()
   if ran or timeout == nil then
     timeout = 0
@@ -495,6 +524,64 @@ local function unwatch(waiter, token)
   end
 end
 
+--- Until `off` is called: when the running coroutine vanishes in a wait, fn is called, which must
+--- neither wait nor raise. For what has to end with it: a program, a sandbox.
+---@param fn fun()
+---@return fun() off
+function M.guard(fn)
+  local co = running()
+  local list = guards[co] or {}
+  guards[co] = list
+  list[#list + 1] = fn
+  return function()
+    for i = #list, 1, -1 do
+      if list[i] == fn then
+        table.remove(list, i)
+        break
+      end
+    end
+    if #list == 0 and guards[co] == list then
+      guards[co] = nil
+    end
+  end
+end
+
+--- The lists of guards that hold for the running coroutine, innermost first.
+local function guards_here()
+  local lists = {}
+  local co = running()
+  while co do
+    lists[#lists + 1] = guards[co]
+    co = outer[co]
+  end
+  return lists
+end
+
+--- For hosts: the coroutine of a parked waiter is gone and will never come back.
+---@param waiter moonsand.Waiter
+function M.abandon(waiter)
+  unwatch(waiter, waiter.token)
+  for _, list in ipairs(waiter.guards or {}) do
+    for co, there in pairs(guards) do
+      if there == list then
+        guards[co] = nil -- nginx uses coroutines again
+      end
+    end
+    for i = #list, 1, -1 do
+      local fn = list[i]
+      list[i] = nil
+      fn()
+    end
+  end
+  local owner = waiter.owner
+  if owner and owner.waiter == waiter then
+    owner.waiter = nil
+    if owner.abandoned then
+      owner:abandoned()
+    end
+  end
+end
+
 --- The limit that holds when a wait begins or has ended, as message, code, detail; else nil. The
 --- first time, a cancelled task is told by values, so that what waited can clean up without a
 --- pcall; after that by an error, so that `while true do sleep(1) end` ends.
@@ -560,7 +647,10 @@ function M.wait(limits, ...)
   if not may then
     refuse(why)
   end
-  local waiter = { host = host, woken = false, ready = false }
+  local waiter = { host = host, woken = false, ready = false, token = token, owner = owner }
+  if next(guards) then
+    waiter.guards = guards_here()
+  end
   deadline = earlier(limits, token)
   if deadline then
     local r

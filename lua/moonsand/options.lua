@@ -5,9 +5,10 @@ local errors = require "moonsand.errors"
 
 local M = {}
 
---- How many single-character edits lie between two words (Levenshtein, two rows).
+--- How many slips lie between two words: a character too many, too few, another one, or two
+--- swapped (Levenshtein and Damerau, three rows).
 local function distance(a, b)
-  local previous = {}
+  local previous, before = {}, nil
   for j = 0, #b do
     previous[j] = j
   end
@@ -16,8 +17,11 @@ local function distance(a, b)
     for j = 1, #b do
       local cost = a:byte(i) == b:byte(j) and 0 or 1
       row[j] = math.min(previous[j] + 1, row[j - 1] + 1, previous[j - 1] + cost)
+      if i > 1 and j > 1 and a:byte(i) == b:byte(j - 1) and a:byte(i - 1) == b:byte(j) then
+        row[j] = math.min(row[j], before[j - 2] + 1)
+      end
     end
-    previous = row
+    previous, before = row, previous
   end
   return previous[#b]
 end

@@ -17,6 +17,9 @@ local M = {}
 --- How long the death of what was killed may take before it counts as unconfirmed.
 local KILL_CONFIRMED = 5
 
+--- What is over within so many seconds is a short program.
+local SOON = 0.002
+
 --- `on_line` gives a longer line in pieces.
 local MAX_LINE = 1024 * 1024
 
@@ -128,8 +131,15 @@ local function settle(self, exit)
   end
 end
 
+--- What a call answers once it is over. With the Result, what was collected is the caller's; when
+--- only on_exit was told, a reader may still come.
 local function answer(self, check)
   local o = self.outcome
+  for _, name in ipairs { "stdout", "stderr" } do
+    if self.program[name] then
+      self.program[name]:release()
+    end
+  end
   if o.thrown then
     error(o.error, 0)
   elseif not o.result then
@@ -486,7 +496,7 @@ local function launch(box, call, command, opts, interactive, level)
   end
   loop.demand()
   plan.spec.stdin = wants_pipe(opts, interactive)
-  plan.spec.quiet = not interactive and not plan.callbacks
+  plan.spec.quiet = not interactive and not plan.callbacks and plan.on_limit == "truncate"
   local program
   program, message, code, detail = box.core.driver:start(plan.spec)
   if not program then
@@ -524,6 +534,35 @@ local function tell_exit(self, on_exit)
   return pcall(on_exit, o.result, o.message, o.code, o.detail)
 end
 
+--- Most programs are over so soon that their output need wake nobody before the end does. Serves it
+--- from when that has shown to be wrong. Answers nothing, or the failure of the wait.
+local function await_soon(self, limits)
+  local soon = loop.now() + SOON
+  if not limits.deadline or limits.deadline > soon then
+    soon = { deadline = soon, token = limits.token, shield = limits.shield }
+    local message, code, detail = loop.wait(soon, self.program:waitable())
+    if message and code ~= "timeout" then
+      return message, code, detail
+    end
+  end
+  for _, name in ipairs { "stdout", "stderr" } do
+    local raw = self.program[name]
+    if raw and not raw:ended() then
+      raw:watch()
+    end
+  end
+end
+
+local function await_result(self, limits)
+  if self.plan.spec.quiet then
+    local message, code, detail = await_soon(self, limits)
+    if message then
+      return message, code, detail
+    end
+  end
+  return await_end(self, limits, self.handlers ~= nil, false)
+end
+
 --- Runs a command to its end: `box:exec` without the option check.
 ---@return moonsand.Result? result, string? message, string? code, table? detail
 function M.exec(box, call, command, opts, level)
@@ -532,7 +571,7 @@ function M.exec(box, call, command, opts, level)
     return nil, message, code, detail
   end
   local limits = bounded(self, loop.limits { cancel = opts.cancel })
-  local ok, failure, why, more = pcall(await_end, self, limits, self.handlers ~= nil)
+  local ok, failure, why, more = pcall(await_result, self, limits)
   if not ok then -- a callback raised, or the task was cancelled again
     abort(self, thrown(failure))
     put_down(self, "close")

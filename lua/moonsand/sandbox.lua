@@ -50,7 +50,9 @@ Sandbox.__index = function(self, key)
   else
     method = type(key) == "string" and language_helper(key) or nil
   end
-  Sandbox[key] = method
+  if method then
+    Sandbox[key] = method
+  end
   return method
 end
 
@@ -72,6 +74,12 @@ function Sandbox:check_open(call, level)
   if self.core.closed then
     errors.raise(level + 1, "%s: the sandbox was closed", call)
   end
+end
+
+--- A failure of a call that needs no provider to fail.
+local function fail(self, message, code, detail)
+  detail.provider = self.provider
+  return nil, message, code, detail
 end
 
 local VIEW = {
@@ -141,7 +149,7 @@ function Sandbox:view(opts)
   check_open(self, "box:view")
   local ok, message, code, detail = environment.check("box:view: env", opts.env, 2)
   if not ok then
-    return nil, message, code, detail
+    return fail(self, message, code, detail)
   end
   local defaults = copy(self.defaults)
   for name, value in pairs(opts) do
@@ -154,7 +162,7 @@ function Sandbox:view(opts)
   if opts.cwd then
     defaults.cwd, message, code, detail = paths.resolve(self, opts.cwd)
     if not defaults.cwd then
-      return nil, message, code, detail
+      return fail(self, message, code, detail)
     end
   end
   return handle(self.core, self, defaults)
@@ -185,16 +193,16 @@ function Sandbox:cd(path, opts)
   end
   local target, message, code, detail = paths.resolve(self, path)
   if not target then
-    return nil, message, code, detail
+    return fail(self, message, code, detail)
   end
   target = without_dots(target)
   local entry
   entry, message, code, detail = self.files:stat(target, opts)
   if not entry then
-    return nil, message, code, detail
+    return fail(self, message, code, detail)
   elseif entry.type ~= "directory" then
     return errors.fail("not_a_directory", ("%s is no directory"):format(options.quote(target)),
-      { path = target })
+      { path = target, provider = self.provider })
   end
   self.defaults.cwd = target
   return true
@@ -215,12 +223,14 @@ function Sandbox:setenv(name, value)
   if type(name) ~= "string" then
     errors.raise(2, "box:setenv: names of variables are strings, got %s", type(name))
   end
-  local set = { [name] = value == nil and false or value }
-  local ok, message, code, detail = environment.check("box:setenv", set, 2)
-  if not ok then
-    return nil, message, code, detail
+  if value == nil then
+    value = false
   end
-  self.defaults.env[name] = set[name]
+  local ok, message, code, detail = environment.check("box:setenv", { [name] = value }, 2)
+  if not ok then
+    return fail(self, message, code, detail)
+  end
+  self.defaults.env[name] = value
   return true
 end
 
@@ -266,6 +276,9 @@ function Sandbox:info()
   info.state = self.core.driver:state()
   info.created_at = self.core.created_at
   info.metadata = self.core.metadata
+  for _, limit in pairs(info.limits or {}) do -- with whatever numbers the provider reckons
+    limit.value = options.integer(limit.value) or limit.value
+  end
   return info
 end
 
@@ -288,7 +301,11 @@ Sandbox.__close = Sandbox.close
 function Sandbox:destroy(opts)
   opts = options.check("box:destroy", opts, { timeout = "number", cancel = "table" })
   self.core.closed = true
-  return self.core.driver:destroy(loop.limits(opts))
+  local ok, message, code, detail = self.core.driver:destroy(loop.limits(opts))
+  if not ok then
+    return fail(self, message, code, detail)
+  end
+  return true
 end
 
 -- ---------------------------------------------------------------- creating

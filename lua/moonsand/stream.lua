@@ -106,7 +106,9 @@ local function take(self, kind, n, limits, level, other)
     if self.reader == mark then
       self.reader = false
     end
-    if message then
+    if self.closed then -- what is there is no end
+      return fail(self, "closed", self.name .. " was closed")
+    elseif message then
       return fail(self, code, ("%s: %s"):format(self.name, message), detail)
     elseif other then
       return nil, "over"
@@ -184,7 +186,7 @@ function Stream:read(what, opts)
   local message, code, detail
   opts, message, code, detail = sizes(opts)
   if not opts then
-    return nil, message, code, detail
+    return fail(self, code, message, detail)
   end
   local kind, n = parse_what("stream:read", what, opts, self)
   local data

@@ -34,22 +34,23 @@ end
 
 -- ---------------------------------------------------------------- errors that nobody takes
 
---- Called with what a task raised that is never waited for: the value, a traceback.
----@type fun(err: any, traceback: string)?
-M.on_error = nil
-
-local function print_error(_, traceback)
+--- Writes to stderr what a task raised that is never waited for.
+function M.print_error(_, traceback)
   io.stderr:write("moonsand: a task failed: ", traceback, "\n")
 end
+
+--- Called with what a task raised that is never waited for: the value, a traceback.
+---@type fun(err: any, traceback: string)
+M.on_error = M.print_error
 
 local function report(failure)
   if failure.taken then
     return
   end
   failure.taken = true
-  local ok, err = pcall(M.on_error or print_error, failure.error, failure.traceback)
+  local ok, err = pcall(M.on_error or M.print_error, failure.error, failure.traceback)
   if not ok then
-    pcall(print_error, err, ("%s\n(raised by on_error)"):format(tostring(err)))
+    pcall(M.print_error, err, ("%s\n(raised by on_error)"):format(tostring(err)))
   end
 end
 

@@ -20,6 +20,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#define MAX_TRIES 64 /* when somebody changes what is looked at */
 #define OPEN_FLAGS                                                                                 \
   (O_ACCMODE | O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_NOFOLLOW) /* what a host may ask for */
 
@@ -104,9 +105,11 @@ static int target_mode(const ms_where *p, const call *c, struct stat *old, mode_
   old->st_mode = 0;
   if (fstatat(p->dir, p->name, old, AT_SYMLINK_NOFOLLOW) < 0)
     return errno == ENOENT ? MS_OPENED_FILE : -errno;
+  if (S_ISLNK(old->st_mode))
+    return -EAGAIN; /* it was none a moment ago */
   int kind = opened_kind(old);
   if (kind == MS_OPENED_FILE && faccessat(p->dir, p->name, W_OK, 0) < 0)
-    return -errno; /* what could not be written to is not replaced either */
+    return errno == ENOENT ? -EAGAIN : -errno; /* what cannot be written is not replaced */
   if (c->b != 1)
     *mode = old->st_mode & 01777;
   return kind;
@@ -168,11 +171,14 @@ static int create_at(const call *c, const ms_where *p, ms_writer *reply, int *fi
 }
 
 static int call_create(const call *c, ms_writer *reply, int *file) {
-  ms_where p;
-  int error = ms_where_target(&p, c->path, c->a == 1);
-  if (error == 0)
-    error = create_at(c, &p, reply, file);
-  ms_where_close(&p);
+  int error = -EAGAIN;
+  for (int tries = 0; tries < MAX_TRIES && error == -EAGAIN; tries++) {
+    ms_where p;
+    error = ms_where_target(&p, c->path, c->a == 1);
+    if (error == 0)
+      error = create_at(c, &p, reply, file);
+    ms_where_close(&p);
+  }
   return error;
 }
 

@@ -90,7 +90,7 @@ static int pattern_split(pattern *p, const char *text, char root[MS_PATH_MAX + 1
     } else if (p->count == 0 || !is_any_depth(p, p->count - 1) || length != 2 ||
                memcmp(at, "**", 2) != 0) { /* two "**" in a row are one */
       if (p->count == MAX_PARTS)
-        return -E2BIG;
+        return -EINVAL;
       p->part[p->count] = at;
       p->length[p->count++] = length;
     }

@@ -29,6 +29,10 @@ local M = {}
 --- How long a worker that has said all may take to go.
 local FAREWELL = 2
 
+--- A worker may say things faster than they are heard: after so many bytes without a wait, limits
+--- are looked at, and others have a turn.
+local BURST = 1024 * 1024
+
 --- A path in a directory.
 ---@param directory string
 ---@param path string
@@ -106,6 +110,7 @@ end
 ---@field private what string for messages
 ---@field private path string
 ---@field private first? string what had come before the first read
+---@field private taken integer bytes since the last wait
 ---@field private over boolean it has said all
 local Worker = {}
 Worker.__index = Worker
@@ -151,15 +156,24 @@ function Worker:chunk()
     return first
   end
   local stdout = self.program.stdout
+  if self.taken >= BURST then
+    self.taken = 0
+    local message, code, detail = M.turn(self.limits)
+    if message then
+      return failed(self, code, message, detail)
+    end
+  end
   while true do
     local data, why = stdout:take("chunk", 0)
     if data then
+      self.taken = self.taken + #data
       return data
     elseif why == "eof" then
       return nil
     elseif why ~= "again" then
       return failed(self, errors.code(why), core.strerror(why))
     end
+    self.taken = 0
     local message, code, detail = loop.wait(self.limits, stdout)
     if message then
       return failed(self, code, message, detail)
@@ -291,6 +305,7 @@ function M.work(driver, argv, spec, limits, fn, ...)
     what = what,
     path = spec.path,
     first = nil,
+    taken = 0,
     over = false,
   }, Worker)
   self.first = program.stdout:take("chunk", 0) -- from now on what comes is kept for us

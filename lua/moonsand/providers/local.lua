@@ -361,6 +361,10 @@ local function await_ready(raw, limits)
     local state, errno, stage = raw:state()
     if state == "ready" then
       return true
+    elseif state == "broken" then
+      return unusable(state)
+    elseif stage == "files" then
+      return errors.errno(errno, "cannot create a sandbox")
     elseif state ~= "starting" then
       return doctor.unavailable(stage, errno, M.agent)
     end
@@ -368,6 +372,28 @@ local function await_ready(raw, limits)
     if message then
       raw:close()
       return errors.fail(code, "the sandbox was not ready: " .. message, detail)
+    end
+  end
+end
+
+--- Makes one, ready to use. A zygote that died is noticed at the latest now, and replaced once.
+local function make(spec, limits)
+  for attempt = 1, 2 do
+    local from, message, code, detail = zygote()
+    if not from then
+      return nil, message, code, detail
+    end
+    local raw, errno = from:create(spec)
+    if raw then
+      local ok
+      ok, message, code, detail = await_ready(raw, limits)
+      if ok then
+        return raw
+      elseif attempt == 2 or detail.stage ~= "zygote" then
+        return nil, message, code, detail
+      end
+    elseif attempt == 2 or from:alive() then
+      return errors.errno(errno, "cannot create a sandbox")
     end
   end
 end
@@ -387,23 +413,14 @@ function M.create(opts, limits)
   if not planned then
     return nil, enforced, code, detail
   end
-  local from, message
-  from, message, code, detail = zygote()
-  if not from then
-    return nil, message, code, detail
-  end
-  local raw, errno = from:create {
+  local raw, message
+  raw, message, code, detail = make({
     disk = planned.disk,
     inodes = planned.inodes,
     hostname = hostname,
     allow = opts.seccomp and opts.seccomp.allow or {},
-  }
+  }, limits)
   if not raw then
-    return errors.errno(errno, "cannot create a sandbox")
-  end
-  local ok
-  ok, message, code, detail = await_ready(raw, limits)
-  if not ok then
     return nil, message, code, detail
   end
   planned.disk, planned.inodes = nil, nil
