@@ -12,8 +12,8 @@ local unpack = table.unpack or unpack
 local CODES = {}
 for code in ([[invalid unavailable unsupported not_found exists not_a_directory is_a_directory
   not_empty read_only loop busy permission_denied no_space too_large timeout cancelled exit signal
-  output_limit resource_limit closed gone connection lost auth rate_limited quota conflict not_ready protocol
-  provider]]):gmatch "%S+" do
+  output_limit resource_limit closed gone connection lost auth rate_limited quota conflict
+  not_ready protocol provider]]):gmatch "%S+" do
   CODES[code] = true
 end
 

@@ -247,7 +247,8 @@ static int zygote_create(lua_State *L) {
   error = ms_outbox_send(&z->outbox, z->socket, &header, body.data, body.length, &pair[1], 1);
   if (error) {
     close(pair[0]);
-    zygote_lost(z);
+    if (error == -EPIPE || error == -ECONNRESET)
+      zygote_lost(z);
     lua_pushnil(L);
     lua_pushinteger(L, -error);
     return 2;

@@ -135,11 +135,6 @@ function M.explain(stage, errno, path)
     return OLD_KERNEL
   elseif M.machine.apparmor() and (errno == e.EPERM or errno == e.EACCES) then
     return APPARMOR
-  elseif stage == "seccomp.allow" then
-    return {
-      cause = "seccomp.allow names a system call that may not be allowed",
-      fix = "see the list in the manual",
-    }
   elseif stage == "zygote" or stage == "agent" then
     return { cause = "the helper process ended unexpectedly", fix = "try again; see dmesg for the reason" }
   end
@@ -152,6 +147,10 @@ end
 --- The failure of a create that this machine does not allow.
 ---@return nil, string message, string code, table detail
 function M.unavailable(stage, errno, path)
+  if stage == "seccomp.allow" then -- the agent's word on what was asked for, not on the machine
+    return errors.fail("invalid", "seccomp.allow names a system call that may not be allowed",
+      { started = false })
+  end
   local why = M.explain(stage, errno, path)
   return errors.fail("unavailable", "no sandbox can be made here: " .. why.cause, {
     started = false,

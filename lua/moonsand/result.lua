@@ -40,8 +40,8 @@ local function headline(r)
 end
 
 Result.__tostring = function(r)
-  return ("%s after %.3f s, %d bytes of stdout, %d of stderr"):format(
-    headline(r), r.duration, #r.stdout, #r.stderr)
+  return ("%s%s, %d bytes of stdout, %d of stderr"):format(headline(r),
+    r.timed_out and "" or (" after %.3f s"):format(r.duration), #r.stdout, #r.stderr)
 end
 
 --- Which limit a signal stands for, when one was set that sends it.

@@ -2,16 +2,23 @@
 
 local M = {}
 
+--- Set in the configuration's init_by_lua_block: what a test wants to be different.
+M.wish = {}
+
 --- In the master, before there are workers.
 function M.init()
-  if MASTER_MADE then -- luacheck: ignore
+  if M.wish.core_in_master then
     M.fd = assert(require("moonsand").loop.fd())
   end
 end
 
 local function compile()
   ngx.req.read_body()
-  return assert(loadstring(ngx.req.get_body_data() or "", "=sent"))
+  local code = "local moonsand, app, notes = ...; " .. (ngx.req.get_body_data() or "")
+  local chunk = assert(loadstring(code, "=sent"))
+  return function()
+    return chunk(require "moonsand", M, ngx.shared.notes)
+  end
 end
 
 local function say(ok, ...)
@@ -37,21 +44,28 @@ function M.kept()
   say(unpack(ngx.ctx.kept, 1, 2))
 end
 
---- Tries to wait and to start something, in a phase that can do neither; keeps what came of it.
+--- Tries to wait, in a phase that cannot; keeps what came of it. And starts a task there.
 function M.refused(phase)
-  local moonsand = require "moonsand"
-  local _, slept = pcall(moonsand.sleep, 0)
-  local ok, ran = pcall(moonsand.run, function() end)
-  ngx.shared.notes:set("refused:" .. phase, tostring(slept) .. "|" .. tostring(ok and "?" or ran))
+  local moonsand, notes = require "moonsand", ngx.shared.notes
+  local slept, why = pcall(moonsand.sleep, 0)
+  notes:set("refused:" .. phase, slept and "not at all" or tostring(why))
+  local ran, because = pcall(moonsand.run, function()
+    notes:set("refused:" .. phase, "not at all")
+  end)
+  notes:set("run refused:" .. phase, ran and "not at all" or tostring(because))
+  moonsand.task(function()
+    moonsand.sleep(0.01)
+    notes:set("task of:" .. phase, ngx.get_phase())
+  end)
 end
 
 --- A certificate may be looked for by a program.
 function M.tls()
-  if TLS then -- luacheck: ignore
+  if M.wish.tls then
     local moonsand = require "moonsand"
-    ngx.shared.notes:set("tls", moonsand.with({}, function(box)
-      return moonsand.assert(box:exec("echo certified")).stdout
-    end))
+    moonsand.with({}, function(box)
+      ngx.shared.notes:set("tls", moonsand.assert(box:exec("printf certified")).stdout)
+    end)
   end
 end
 

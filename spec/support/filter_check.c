@@ -1,3 +1,4 @@
+/* links: src/agent/filter.c -lseccomp */
 /* Checks src/agent/filter.c in three ways:
  *
  *   1. The policy is written down again here, as a plain C function and, as far as it can say it,

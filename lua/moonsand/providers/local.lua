@@ -22,7 +22,15 @@ M.options = {
   hostname = "string",
   seccomp = "table",
   allow_unenforced = "table",
+  network = "boolean|string|table",
+  isolation = "string",
 }
+
+--- What these may be here; anything else is not supported.
+local ONLY = { network = false, isolation = "native" }
+
+local SECCOMP = { allow = "table" }
+local ALLOW_MAX = 16 -- as the agent takes
 
 local native = {
   argv = true, stdin = true, signals = true, kill_tree = true, atomic_write = true, files = true,
@@ -63,13 +71,15 @@ local function lost(self)
   return errors.fail("gone", "the sandbox ended", { started = started })
 end
 
-local function refused(errno, what)
+local function refused(self, errno, what)
   local code = errors.code(errno)
   if what == "program" and code == "not_a_directory" then
     code = "not_found"
   end
-  return errors.fail(code, ("cannot start: %s: %s"):format(what, core.strerror(errno)),
-    { started = false, what = what })
+  local which = what == "program" and self.name or what == "cwd" and self.cwd
+  return errors.fail(code, ("cannot start: %s%s: %s"):format(what,
+    which and " " .. options.quote(which) or "", core.strerror(errno)),
+    { started = false, what = what, path = which or nil })
 end
 
 --- Waits until it runs or it is known why not.
@@ -81,7 +91,7 @@ function Program:started(limits)
     local state, errno, what = handle:state()
     if state == "refused" then
       self.sandbox:forget(self)
-      return refused(errno, what)
+      return refused(self, errno, what)
     elseif state == "lost" and handle:pid() == 0 then
       return lost(self)
     elseif state ~= "starting" then
@@ -103,7 +113,7 @@ function Program:ended()
     return self.handle:exit()
   elseif state == "refused" then
     self.sandbox:forget(self)
-    return refused(errno, what)
+    return refused(self, errno, what)
   elseif state == "lost" then
     self.sandbox:forget(self)
     return lost(self)
@@ -162,6 +172,8 @@ local function spawn(self, argv, spec)
     stdin = stdin,
     stdout = stdout,
     stderr = stderr,
+    name = argv[1],
+    cwd = spec.cwd,
   }, Program)
   self.running[program] = true
   return program
@@ -318,10 +330,17 @@ local KNOWN = {
 }
 local SIZES = { disk = true, file_size = true, memory = true }
 
+--- Less is no room for the root itself.
+local LEAST = { disk = 1024 * 1024, inodes = 128 }
+
 local function read_limit(name, value)
   if SIZES[name] then
-    return options.size("limits." .. name, value)
-  elseif not (value > 0) then
+    local bytes, message, code, detail = options.size("limits." .. name, value)
+    if bytes and bytes < (LEAST[name] or 0) then
+      return errors.fail("invalid", ("limits.%s: at least %d are needed"):format(name, LEAST[name]))
+    end
+    return bytes, message, code, detail
+  elseif not (value > 0) or value < (LEAST[name] or 0) then
     return errors.fail("invalid", ("limits.%s: %s is not a positive number"):format(name, tostring(value)))
   end
   return value
@@ -402,6 +421,21 @@ local function valid_hostname(name)
   return #name <= 64 and name:find "^[%w][%w.-]*$" ~= nil
 end
 
+--- The system calls that are to be allowed again. Which may be, the agent knows.
+---@return string[]? names, string? message, string? code, table? detail
+local function read_allow(seccomp)
+  local allow = options.check("moonsand.create: seccomp", seccomp, SECCOMP, 5).allow or {}
+  for i, name in ipairs(allow) do
+    if type(name) ~= "string" then
+      errors.raise(6, "moonsand.create: seccomp.allow: name %d must be a string, got %s", i, type(name))
+    end
+  end
+  if #allow > ALLOW_MAX then
+    return errors.fail("invalid", ("seccomp.allow: more than %d names"):format(ALLOW_MAX))
+  end
+  return allow
+end
+
 --- Makes a sandbox.
 ---@return moonsand.local.Sandbox? sandbox, string? message, string? code, table? detail
 function M.create(opts, limits)
@@ -409,16 +443,26 @@ function M.create(opts, limits)
   if not valid_hostname(hostname) then
     return errors.fail("invalid", ("hostname: %s is none"):format(options.quote(hostname)))
   end
-  local planned, enforced, code, detail = plan_limits(opts)
+  for name, value in pairs(ONLY) do
+    if opts[name] ~= nil and opts[name] ~= value then
+      return errors.fail("unsupported", ("%s: only %s is supported here"):format(name, tostring(value)))
+    end
+  end
+  local allow, message, code, detail = read_allow(opts.seccomp)
+  if not allow then
+    return nil, message, code, detail
+  end
+  local planned, enforced
+  planned, enforced, code, detail = plan_limits(opts)
   if not planned then
     return nil, enforced, code, detail
   end
-  local raw, message
+  local raw
   raw, message, code, detail = make({
     disk = planned.disk,
     inodes = planned.inodes,
     hostname = hostname,
-    allow = opts.seccomp and opts.seccomp.allow or {},
+    allow = allow,
   }, limits)
   if not raw then
     return nil, message, code, detail
