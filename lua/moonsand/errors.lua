@@ -60,6 +60,15 @@ function M.fail(code, message, detail)
   return nil, message, code, detail
 end
 
+--- Passes on what a call answered: a success as one value, so that it can be an argument, a failure
+--- whole. `return errors.outcome(f())` is no tail call of f, so f can blame the caller's line.
+function M.outcome(value, ...)
+  if value == nil and (...) ~= nil then
+    return nil, ...
+  end
+  return value
+end
+
 --- A failure from a system call's number.
 ---@param errno integer
 ---@param context string what was tried, for example `open "/etc/shadow"`

@@ -144,8 +144,7 @@ end
 ---@return moonsand.Sandbox? box, string? message, string? code, table? detail
 function M.create(opts)
   -- No tail call: it would take the frame that levels of errors count.
-  local box, message, code, detail = create("moonsand.create", opts, 2)
-  return box, message, code, detail
+  return errors.outcome(create("moonsand.create", opts, 2))
 end
 
 local function close_and_pass(box, ok, ...)

@@ -116,8 +116,7 @@ function Sandbox:exec(command, opts)
   opts = options.check("box:exec", opts, programs.exec_options)
   check_open(self, "box:exec")
   -- No tail call: it would take the frame that levels of errors count.
-  local result, message, code, detail = processes.exec(self, "box:exec", command, opts, 2)
-  return result, message, code, detail
+  return errors.outcome(processes.exec(self, "box:exec", command, opts, 2))
 end
 
 --- Starts a command.
@@ -127,8 +126,7 @@ end
 function Sandbox:start(command, opts)
   opts = options.check("box:start", opts, programs.start_options)
   check_open(self, "box:start")
-  local process, message, code, detail = processes.start(self, "box:start", command, opts, 2)
-  return process, message, code, detail
+  return errors.outcome(processes.start(self, "box:start", command, opts, 2))
 end
 
 -- ---------------------------------------------------------------- views and defaults

@@ -189,10 +189,7 @@ function Stream:read(what, opts)
     return fail(self, code, message, detail)
   end
   local kind, n = parse_what("stream:read", what, opts, self)
-  local data
-  -- No tail call: it would take the frame that levels of errors count.
-  data, message, code, detail = take(self, kind, n, loop.limits(opts), 2)
-  return data, message, code, detail
+  return errors.outcome(take(self, kind, n, loop.limits(opts), 2))
 end
 
 --- What there is: at least one byte, at most 256 KiB.
@@ -201,8 +198,7 @@ end
 function Stream:chunk(opts)
   opts = options.check("stream:chunk", opts, WAIT)
   check_open(self, "stream:chunk", 2)
-  local data, message, code, detail = take(self, "chunk", 0, loop.limits(opts), 2)
-  return data, message, code, detail
+  return errors.outcome(take(self, "chunk", 0, loop.limits(opts), 2))
 end
 
 ---@class moonsand.Iterator callable: `for x in it do`; `it:next(opts)`; `it:close()`
@@ -253,7 +249,7 @@ local function next_line(state, opts)
   if data == "" and kind == "a" then
     return nil -- all was read, the end would be "" for ever
   end
-  return data, message, code, detail
+  return errors.outcome(data, message, code, detail)
 end
 
 --- Lines, or whatever `what` says, one after the other.

@@ -184,11 +184,14 @@ static _Noreturn void child_exec(char *const *argv, char *const *envp) {
     if (strncmp(*e, "PATH=", 5) == 0)
       search = *e + 5;
   bool denied = false;
-  for (const char *end; *search; search = *end ? end + 1 : end) {
-    end = strchrnul(search, ':');
+  for (bool last = false; !last;) {
+    const char *end = strchrnul(search, ':');
+    last = *end == '\0';
     int length = (int)(end - search);
     const char *slash = length ? "/" : ""; /* an empty entry is the working directory */
-    if (snprintf(path, sizeof path, "%.*s%s%s", length, search, slash, name) >= (int)sizeof path)
+    int written = snprintf(path, sizeof path, "%.*s%s%s", length, search, slash, name);
+    search = end + 1;
+    if (written >= (int)sizeof path)
       continue;
     execve(path, argv, envp);
     if (errno == EACCES)
