@@ -2,7 +2,9 @@
 --- (see providers/local.lua): raw streams, `started`, `ended`, `signal`. Here it becomes what users
 --- hold: streams with an owner, callbacks, input of many forms, one Result.
 
+local callbacks = require "moonsand.process.callbacks"
 local errors = require "moonsand.errors"
+local inputs = require "moonsand.process.input"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
 local planning = require "moonsand.program"
@@ -19,9 +21,6 @@ local KILL_CONFIRMED = 5
 
 --- What is over within so many seconds is a short program.
 local SOON = 0.002
-
---- `on_line` gives a longer line in pieces.
-local MAX_LINE = 1024 * 1024
 
 local WAIT = { timeout = "number", cancel = "table" }
 local STOP = { timeout = "number", cancel = "table", grace = "number" }
@@ -176,114 +175,7 @@ local function police(self)
   end
 end
 
--- ---------------------------------------------------------------- callbacks
-
---- Splits what comes into lines for `on_line`; the last one may lack its end.
-local function line_splitter(emit)
-  local rest, length = {}, 0
-  return function(data)
-    if data == nil then
-      local last = table.concat(rest)
-      rest = {}
-      if last ~= "" then
-        emit(last)
-      end
-      return
-    end
-    local from = 1
-    while true do
-      local at = data:find("\n", from, true)
-      if not at then
-        break
-      end
-      rest[#rest + 1] = data:sub(from, at - 1)
-      emit(table.concat(rest))
-      rest, length, from = {}, 0, at + 1
-    end
-    if from <= #data then
-      rest[#rest + 1] = data:sub(from)
-      length = length + #data - from + 1
-    end
-    if length >= MAX_LINE then
-      emit(table.concat(rest))
-      rest, length = {}, 0
-    end
-  end
-end
-
-local function host_writer(name)
-  return function(data)
-    local file = io[name]
-    file:write(data)
-    file:flush()
-  end
-end
-
---- What each stream's data goes through: name -> list of functions of (data or nil at the end).
-local function make_handlers(self, opts)
-  local handlers
-  for _, name in ipairs { "stdout", "stderr" } do
-    local raw, list = self.program[name], {}
-    local sink, callback = self.plan.sinks[name], opts["on_" .. name]
-    if sink == "inherit" then
-      sink = host_writer(name)
-    end
-    local collected = sink == "collect"
-    local function add(fn)
-      list[#list + 1] = function(data)
-        if data then
-          fn(data, self)
-        end
-      end
-    end
-    if not collected and sink and sink ~= "discard" then
-      add(sink)
-    end
-    if callback then
-      add(callback)
-    end
-    if opts.on_line and raw then
-      list[#list + 1] = line_splitter(function(line)
-        opts.on_line(line, name)
-      end)
-    end
-    if raw and #list > 0 then
-      handlers = handlers or {}
-      handlers[name] = list
-      if collected then
-        raw:tee()
-      end
-    end
-  end
-  return handlers
-end
-
---- Gives the callbacks what there is. They may wait, and raise.
-local function pump(self)
-  local moved
-  repeat
-    moved = false
-    for _, name in ipairs { "stdout", "stderr" } do
-      local list = self.handlers[name]
-      local data = list and self.program[name]:take("chunk", 0)
-      if data then
-        moved = true
-        for _, handle in ipairs(list) do
-          handle(data)
-        end
-      end
-    end
-  until not moved
-end
-
-local function pump_end(self)
-  pump(self)
-  for _, name in ipairs { "stdout", "stderr" } do
-    for _, handle in ipairs(self.handlers[name] or {}) do
-      handle(nil)
-    end
-  end
-end
+-- ---------------------------------------------------------------- waiting
 
 --- Waits for `first`, for news of the streams that matter while the end is waited for, and for the
 --- end of tasks that still read one, which leave us the rest.
@@ -327,12 +219,12 @@ local function await_end(self, limits, pumping, collecting)
       end
     end
     if pumping then
-      pump(self)
+      callbacks.pump(self.handlers, program)
     end
     local exit, message, code, detail = program:ended()
     if exit then
       if pumping then
-        pump_end(self)
+        callbacks.finish(self.handlers, program)
       end
       collect(self)
       settle(self, exit)
@@ -370,66 +262,7 @@ local function put_down(self, reason)
   end
 end
 
--- ---------------------------------------------------------------- input
-
---- What can be no input raises at the caller's line, before anything is started.
-local function check_input(call, input, interactive, level)
-  if input == true and not interactive then
-    errors.raise(level + 1, '%s: stdin must not be true: a pipe needs box:start', call)
-  elseif io.type(input) == "closed file" then
-    errors.raise(level + 1, "%s: stdin is a closed file", call)
-  elseif streams.is(input) and (input.closed or input.reader) then
-    errors.raise(level + 1, "%s: stdin is a stream that %s", call,
-      input.closed and "is closed" or "another coroutine is reading")
-  end
-end
-
--- What gives the next piece of an input. No closures: LuaJIT's traces keep the functions of hot
--- loops alive, and so would the streams that they hold.
-
-local function next_of_file(_, file)
-  local data, reason, errno = file:read(65536)
-  return data, reason, reason and errors.code(errno)
-end
-
-local function next_of_stream(self, stream)
-  return streams.chunk_for(stream, self.program)
-end
-
-local function next_of_function(_, fn)
-  return fn()
-end
-
-local function reader_of(input)
-  return io.type(input) and next_of_file or streams.is(input) and next_of_stream or next_of_function
-end
-
---- Writes what the source gives until it ends. Answers nothing, or the source's own failure.
-local function pour(self, input, raw)
-  local read = reader_of(input)
-  while not self.program:ended() do
-    local data, message, code, detail = read(self, input)
-    if data == nil then
-      raw:shutdown()
-      return message, code, detail
-    elseif type(data) == "number" then
-      data = tostring(data)
-    elseif type(data) ~= "string" then
-      error(("moonsand: stdin: the function must give strings, got %s"):format(type(data)), 0)
-    end
-    local from = 1
-    while from <= #data do
-      local count, why = raw:write(data, from)
-      if count then
-        from = from + count
-      elseif why ~= "again" then
-        return -- it does not want more: no error
-      elseif loop.wait(nil, raw) then
-        return
-      end
-    end
-  end
-end
+-- ---------------------------------------------------------------- feeding
 
 --- Something of the caller's failed: the program ends, and that is what `wait` answers.
 local function abort(self, raised)
@@ -445,16 +278,15 @@ local function thrown(err)
 end
 
 local function feed(self, input)
-  local raw = self.program.stdin
   if type(input) == "string" then
-    raw:feed(input)
+    self.program.stdin:feed(input)
     return
   end
   loop.spawn(function()
     if streams.is(input) then
       self.input, self.feeder = input, coroutine.running()
     end
-    local ok, message, code, detail = pcall(pour, self, input, raw)
+    local ok, message, code, detail = pcall(inputs.pour, self.program, input)
     if not ok then
       abort(self, thrown(message))
     elseif message then
@@ -484,7 +316,7 @@ local function not_started(box, message, code, detail)
 end
 
 local function launch(box, call, command, opts, interactive, level)
-  check_input(call, opts.stdin, interactive, level + 1)
+  inputs.check(call, opts.stdin, interactive, level + 1)
   local plan, message, code, detail = planning.plan(call, box, command, opts, level + 1)
   if not plan then
     return not_started(box, message, code, detail)
@@ -522,7 +354,7 @@ local function launch(box, call, command, opts, interactive, level)
   elseif program.stdin then
     self.stdin = streams.new(program.stdin, "stdin", nil, self)
   end
-  self.handlers = make_handlers(self, opts)
+  self.handlers = callbacks.make(self, opts)
   return self
 end
 
