@@ -31,7 +31,13 @@ M.common = {
   on_stderr = "callable",
   on_line = "callable",
   on_exit = "callable",
+  pty = "boolean|table",
+  background = "boolean",
+  log = "table",
 }
+
+--- What no provider can do yet.
+local UNSUPPORTED = { "pty", "background", "log" }
 
 
 --- `options.check` walks tables with pairs, so each call has a whole one.
@@ -193,6 +199,23 @@ local function has_callbacks(opts)
   return is_heard(opts, "stdout") or is_heard(opts, "stderr") or opts.on_exit ~= nil
 end
 
+--- The same, as a provider wants it. That of a call which sets nothing is made once.
+local function environment_list(call, defaults, opts, level)
+  local plain = not opts.env and not opts.env_file and not opts.clear_env
+  if plain and defaults.env_list then
+    return defaults.env_list
+  end
+  local variables, message, code, detail = M.environment(call, defaults, opts, level + 1)
+  if not variables then
+    return nil, message, code, detail
+  end
+  local list = environment.list(variables)
+  if plain then
+    defaults.env_list = list
+  end
+  return list
+end
+
 --- Everything that a provider's `start` needs, and how the result is put together.
 ---@param call string for messages
 ---@param box table the sandbox or view: its defaults count
@@ -204,12 +227,17 @@ function M.plan(call, box, command, opts, level)
   if not argv then
     return nil, message, code, detail
   end
-  local variables, limits, umask, ok, max_output
+  for _, name in ipairs(UNSUPPORTED) do
+    if opts[name] then
+      return errors.fail("unsupported", name .. " is not supported by this provider")
+    end
+  end
+  local env, limits, umask, ok, max_output
   ok, message, code, detail = check_user(opts.user or defaults.user)
   if ok then
-    variables, message, code, detail = M.environment(call, defaults, opts, level)
+    env, message, code, detail = environment_list(call, defaults, opts, level)
   end
-  if variables then
+  if env then
     limits, message, code, detail = read_limits(call, opts.limits, level)
   end
   if limits then
@@ -241,7 +269,7 @@ function M.plan(call, box, command, opts, level)
   local merged = stderr == "stdout"
   local spec = {
     argv = argv,
-    env = environment.list(variables),
+    env = env,
     cwd = cwd,
     umask = umask,
     timeout = timeout,

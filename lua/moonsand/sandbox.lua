@@ -154,6 +154,7 @@ function Sandbox:view(opts)
     defaults[name] = value
   end
   defaults.env = copy(not opts.clear_env and self.defaults.env or {})
+  defaults.env_list = nil -- as a provider wants it; made by program.lua, once
   for name, value in pairs(opts.env or {}) do
     defaults.env[name] = value
   end
@@ -229,6 +230,7 @@ function Sandbox:setenv(name, value)
     return fail(self, message, code, detail)
   end
   self.defaults.env[name] = value
+  self.defaults.env_list = nil
   return true
 end
 

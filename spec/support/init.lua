@@ -76,6 +76,7 @@ local directory
 function M.directory()
   if not directory then
     directory = must("mktemp -d"):gsub("%s+$", "")
+    must("chmod 755 " .. directory) -- children may be other users
     local owner = M.native().getpid()
     M.guard = at_end(function()
       if M.native().getpid() == owner then

@@ -218,10 +218,13 @@ static void lie_at_exec(int s, uint32_t id) {
     SAY(s, MS_STARTED, id, NULL, 7), say_exit(s, id, 999999, 0, 0);
   else if (is("return-uncalled"))
     SAY(s, MS_RETURN, id, NULL, 0);
-  else if (is("flood-later")) {
-    SAY(s, MS_STARTED, id, NULL, 7);
-    for (;;) /* of things that could be, about a program that is over for the host */
-      SAY(s, MS_STARTED, id > 1 ? id - 1 : id, NULL, 7);
+  else if (is("flood-started")) {
+    for (;;)
+      SAY(s, MS_STARTED, id, NULL, 7);
+  } else if (is("flood-later")) {
+    SAY(s, MS_STARTED, id, NULL, 7), say_exit(s, id, 7, 0, 0);
+    while (id > 1) /* of what may be true, about a program that is over */
+      SAY(s, MS_STARTED, 1, NULL, 7);
   } else if (is("files-later"))
     for (;;)
       say_many(s, "\6\0\0\0\1\0\0\0", 8, fifo(), 100);

@@ -103,7 +103,9 @@ end
 --- Whether the coroutine of a waiter is no more. Nobody waits on its semaphore then; one that was
 --- posted is served within the same turn of nginx's loop, so that it must be gone at the next beat.
 local function has_vanished(waiter)
-  if waiter.woken or waiter.posted then
+  if not waiter.waiting then
+    return false -- it is what runs now
+  elseif waiter.woken or waiter.posted then
     local before = waiter.overdue
     waiter.overdue = true
     return before
@@ -287,12 +289,13 @@ local function wait(waiter)
     local orphaned = not alive and core.now() - asked_first >= GRACE
     local patience = PATIENCE
     if orphaned then
-      patience = math.min(POLL * count, POLL_MAX)
+      patience = math.min(POLL * count, POLL_MAX) -- many share the work
     elseif not alive then
       patience = GRACE
     end
+    waiter.waiting, waiter.posted, waiter.overdue = true, false, false
     local ok, why = waiter.semaphore:wait(patience)
-    waiter.posted, waiter.overdue = false, false
+    waiter.waiting = false
     if not ok and why ~= "timeout" then
       return nil, why
     elseif orphaned and not alive and not waiter.woken then

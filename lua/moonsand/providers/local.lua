@@ -24,10 +24,23 @@ M.options = {
   allow_unenforced = "table",
   network = "boolean|string|table",
   isolation = "string",
+  workspace = "string",
+  mounts = "table",
+  root = "string",
+  root_mode = "string",
+  image = "string",
+  template = "string",
+  snapshot = "string",
+  lifetime = "number",
+  idle_timeout = "number",
 }
 
---- What these may be here; anything else is not supported.
+--- What these may be here, if anything.
 local ONLY = { network = false, isolation = "native" }
+local UNSUPPORTED = {
+  "network", "isolation", "workspace", "mounts", "root", "root_mode", "image", "template", "snapshot",
+  "lifetime", "idle_timeout",
+}
 
 local SECCOMP = { allow = "table" }
 local ALLOW_MAX = 16 -- as the agent takes
@@ -411,8 +424,10 @@ local function make(spec, limits)
       elseif attempt == 2 or detail.stage ~= "zygote" then
         return nil, message, code, detail
       end
-    elseif attempt == 2 or from:alive() then
+    elseif from:alive() then
       return errors.errno(errno, "cannot create a sandbox")
+    elseif attempt == 2 then
+      return doctor.unavailable("zygote", errno, M.agent)
     end
   end
 end
@@ -443,9 +458,10 @@ function M.create(opts, limits)
   if not valid_hostname(hostname) then
     return errors.fail("invalid", ("hostname: %s is none"):format(options.quote(hostname)))
   end
-  for name, value in pairs(ONLY) do
-    if opts[name] ~= nil and opts[name] ~= value then
-      return errors.fail("unsupported", ("%s: only %s is supported here"):format(name, tostring(value)))
+  for _, name in ipairs(UNSUPPORTED) do
+    if opts[name] ~= nil and opts[name] ~= ONLY[name] then
+      return errors.fail("unsupported", ONLY[name] == nil and name .. " is not supported by this provider"
+        or ("%s: only %s is supported by this provider"):format(name, tostring(ONLY[name])))
     end
   end
   local allow, message, code, detail = read_allow(opts.seccomp)
