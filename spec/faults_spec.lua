@@ -149,14 +149,16 @@ describe("faults:", function()
     end
 
     it("by user.max_user_namespaces = 0, really", function()
-      local text = in_a_child(ordinary .. "unshare -Ur sh -c 'echo 0 >/proc/sys/user/max_user_namespaces && exec \"$@\"' sh")
+      local text = in_a_child(ordinary .. "unshare -Ur sh -c "
+        .. "'echo 0 >/proc/sys/user/max_user_namespaces && exec \"$@\"' sh")
       assert.truthy(text:find("^nil%s+unavailable%s+clone"), text)
       assert.truthy(text:find "user%.max_user_namespaces")
       assert.truthy(text:find "false%s+true\n$", text)
     end)
 
     it("by a masked /proc, really", function()
-      local text = in_a_child(ordinary .. "unshare -Urm sh -c 'mount -t tmpfs none /proc/bus && exec \"$@\"' sh")
+      local text = in_a_child(ordinary .. "unshare -Urm sh -c "
+        .. "'mount -t tmpfs none /proc/bus && exec \"$@\"' sh")
       assert.truthy(text:find "^nil%s+unavailable%s+proc", text)
       assert.truthy(text:find "/proc is partly masked")
       assert.truthy(text:find "systempaths=unconfined")
@@ -340,10 +342,10 @@ describe("faults:", function()
       local number, _, why = box.core.driver:call(2, { path = "/" }, loop.limits { timeout = 5 })
       assert.is_nil(number)
       assert.equal("gone", why)
+      moonsand.assert(box:destroy(5))
       for _, process in ipairs(all) do
         assert.is_false(support.alive(process))
       end
-      moonsand.assert(box:destroy(5))
     end)
 
     it("is killed in the middle of an exec: the output so far is not made a success", function()
@@ -429,7 +431,7 @@ describe("faults:", function()
   end)
 
   describe("an agent that lies about programs is found out:", function()
-    for _, mode in ipairs { "ready-twice", "failed-late", "half-later", "exited-first",
+    for _, mode in ipairs { "ready-twice", "failed-late", "half-later",
       "started-pid-0", "started-pid-1", "started-negative", "started-long", "started-short",
       "started-future", "started-id-0", "started-twice", "started-file", "refused-0",
       "refused-5000", "refused-huge", "refused-late", "exit-stopped", "exit-reason", "exit-short",
@@ -457,6 +459,14 @@ describe("faults:", function()
         box:close()
       end)
     end
+    it("exited-first", function()
+      liar "exited-first"
+      local box = moonsand.assert(moonsand.create { timeout = 5 })
+      local p, message, code = box:start("true", { timeout = 1 })
+      assert.is_nil(p)
+      assert.equal("protocol", code, message)
+      box:close()
+    end)
     for _, mode in ipairs { "exit-twice", "exit-other" } do
       it(mode .. " (which changes nothing)", function()
         liar(mode)
@@ -594,6 +604,8 @@ describe("faults:", function()
         local support = require "support.init"
         local native = support.native()
         local moonsand = require "moonsand"
+        require "moonsand.providers.local" -- modules are files too
+        require "moonsand.doctor"
         for spare = 0, 12 do
           native.nofile(40)
           local eaten = {}
@@ -656,7 +668,7 @@ describe("faults:", function()
       end
       assert.equal("", support.run("ls -A " .. own))
       assert.equal(mounts, support.read "/proc/self/mountinfo")
-      assert.is_nil(support.read "/proc/net/unix":find("moonsand", 1, true))
+      assert.is_nil(support.read "/proc/net/unix":find(own, 1, true))
     end)
 
     it("by an error, or ends in order, or by os.exit: nothing is left", function()

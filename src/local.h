@@ -82,7 +82,7 @@ struct ms_process {
   char what[32];
   ms_exit exit;
   bool awaited;         /* its start is news */
-  bool quiet; /* its start is not told at all */
+  bool quiet;           /* its start is not told at all */
   bool pipes_held;      /* somebody still holds the other end of its output */
   ms_stream *out, *err; /* kept alive by the user value; NULL: none */
 };
@@ -92,6 +92,14 @@ struct ms_process {
 _Static_assert(sizeof(ms_message) <= MS_SCRATCH_SIZE, "a message fits the scratch memory");
 static inline ms_message *ms_reactor_message(ms_reactor *r) {
   return (ms_message *)(void *)ms_reactor_scratch(r);
+}
+
+/* A word of an agent's, which may go to somebody's terminal. */
+static inline void ms_copy_word(char *to, size_t size, const char *from) {
+  size_t i = 0;
+  for (; from[i] && i + 1 < size; i++)
+    to[i] = from[i] >= ' ' && from[i] <= '~' ? from[i] : '?';
+  to[i] = '\0';
 }
 
 /* sandbox.c */

@@ -78,7 +78,7 @@ static bool on_refused(ms_process *p, ms_reader *body) {
   const char *what = ms_get_str(body);
   if (p->state != MS_PROCESS_STARTING || !ms_get_end(body) || p->error <= 0 || p->error > 4095)
     return false;
-  strncpy(p->what, what, sizeof p->what - 1);
+  ms_copy_word(p->what, sizeof p->what, what);
   process_over(p, MS_PROCESS_REFUSED);
   return true;
 }

@@ -99,7 +99,7 @@ void ms_sandbox_failed(ms_sandbox *s, int error, const char *stage) {
   if (s->state != MS_SANDBOX_STARTING)
     return;
   s->error = error;
-  strncpy(s->stage, stage, sizeof s->stage - 1);
+  ms_copy_word(s->stage, sizeof s->stage, stage);
   sandbox_end(s, MS_SANDBOX_FAILED);
 }
 

@@ -28,10 +28,14 @@
 ---   host.run()         runs what was woken; true when there was anything (optional).
 ---   host.pending()     whether `run` would find anything (with `run`).
 ---   host.current()     the coroutine that it resumed last, still on the stack (optional).
+---   host.began(co)     whether a coroutine is still one that `spawn` began (optional): for hosts
+---                      that use coroutines again.
+---   host.hold(waiter)  `park` in the running coroutine, for a generator made by `moonsand.wrap`
+---                      that yielded PARK and the waiter (optional).
 ---   host.never_blocks  true where nothing but coroutines may wait (optional): `step` is refused.
 ---
 --- Where coroutines can vanish in a wait, with no error and no return (nginx, when a client goes
---- away), the host finds that out and calls `loop.abandon(waiter)`.
+--- away), the host has `vanishes = true`, finds that out, and calls `loop.abandon(waiter)`.
 ---
 --- A host that watches `loop.fd()` calls `loop.poll(0)` when it is readable; timers are inside it.
 --- It may put fields of its own into a waiter, and counts those it has parked if its loop must be
@@ -58,7 +62,7 @@ local waiting = {} -- id -> waiter, or a list of them with `crowd`
 local owners = setmetatable({}, weak) -- coroutine -> the task that it runs
 local outer = setmetatable({}, weak) -- coroutine of a wrapped generator -> who resumed it
 local blocked = setmetatable({}, weak) -- the same: true when it was resumed where it cannot yield
-local guards = setmetatable({}, { __mode = "k" }) -- coroutine -> list of functions, see `guard`
+local guards = setmetatable({}, weak) -- coroutine -> list of what `guard` gave, which holds it
 local late = {} -- functions that a finalizer left for the next turn
 local chosen -- the host of `use`
 local hosts = {} -- by name, those that were needed
@@ -214,17 +218,23 @@ end
 ---@return table?
 function M.owner()
   local co = running()
+  local host = M.host()
   while co do
-    if owners[co] then
-      return owners[co]
+    local task = owners[co]
+    if task and (not host.began or host.began(co)) then
+      return task
     end
     co = outer[co]
   end
-  local host = M.host()
   return host.current and owners[host.current() or MAIN] or nil
 end
 
---- Says that the running coroutine is this task's.
+--- Whether a generator runs that `moonsand.wrap` made.
+function M.is_wrapped()
+  return outer[running()] ~= nil
+end
+
+--- Says that the running coroutine is this task's, or nobody's.
 function M.own(task)
   owners[running()] = task
 end
@@ -236,10 +246,18 @@ local function go_on(co, ...)
   return coroutine.resume(co, ...)
 end
 
+--- Suspends whoever called a generator, for the generator's wait.
+local function hold(waiter)
+  if waiter and waiter.host.hold and not outer[running()] then
+    return waiter.host.hold(waiter)
+  end
+  return coroutine.yield(M.PARK, waiter)
+end
+
 local function pass(co, ok, first, ...)
   if ok and first == M.PARK then
     passing[co] = true
-    return pass(co, go_on(co, coroutine.yield(M.PARK)))
+    return pass(co, go_on(co, hold(...)))
   end
   return ok, first, ...
 end
@@ -350,6 +368,10 @@ function M.step(timeout)
   local host = M.host()
   if host.never_blocks and timeout and timeout ~= 0 then
     errors.raise(2, "loop.step: this host must not be blocked; only step(0) is allowed")
+  end
+  if (timeout == nil or timeout == 0) and reactor and not late[1]
+    and not (host.pending and host.pending()) and not reactor:foreign() and reactor:step(0) == 0 then
+    return false -- nothing to do: the common case of a game's frame, and so kept short
   end
   local ran = host.run and host.run()
   if ran or timeout == nil then
@@ -524,24 +546,30 @@ local function unwatch(waiter, token)
   end
 end
 
---- Until `off` is called: when the running coroutine vanishes in a wait, fn is called, which must
---- neither wait nor raise. For what has to end with it: a program, a sandbox.
----@param fn fun()
----@return fun() off
-function M.guard(fn)
+--- Until `unguard`: when the running coroutine vanishes in a wait, `fn(value)` is called, which must
+--- neither wait nor raise. For what has to end with it: a program, a sandbox. `fn` must not use
+--- locals of the frames that vanish: where coroutines are used again, they are somebody else's then.
+---@param fn fun(value: any)
+---@param value any
+---@return table? guard
+function M.guard(fn, value)
+  if not M.host().vanishes then
+    return nil
+  end
   local co = running()
   local list = guards[co] or {}
+  local guard = { fn = fn, value = value, list = list }
   guards[co] = list
-  list[#list + 1] = fn
-  return function()
-    for i = #list, 1, -1 do
-      if list[i] == fn then
-        table.remove(list, i)
-        break
-      end
-    end
-    if #list == 0 and guards[co] == list then
-      guards[co] = nil
+  list[#list + 1] = guard
+  return guard
+end
+
+---@param guard table? what `guard` gave
+function M.unguard(guard)
+  local list = guard and guard.list or {}
+  for i = #list, 1, -1 do
+    if list[i] == guard then
+      table.remove(list, i)
     end
   end
 end
@@ -564,13 +592,12 @@ function M.abandon(waiter)
   for _, list in ipairs(waiter.guards or {}) do
     for co, there in pairs(guards) do
       if there == list then
-        guards[co] = nil -- nginx uses coroutines again
+        guards[co] = nil -- another may run in it by now
       end
     end
     for i = #list, 1, -1 do
-      local fn = list[i]
-      list[i] = nil
-      fn()
+      local guard = table.remove(list, i)
+      guard.fn(guard.value)
     end
   end
   local owner = waiter.owner

@@ -59,6 +59,15 @@ function M.refused(phase)
   end)
 end
 
+--- Tries to start things after the answer has been sent.
+function M.late()
+  local moonsand, notes = require "moonsand", ngx.shared.notes
+  notes:set("created in log", tostring(select(2, pcall(moonsand.create))))
+  notes:set("written in log", tostring(select(2, pcall(function()
+    return M.box.files:write("written in log", "x")
+  end))))
+end
+
 --- A certificate may be looked for by a program.
 function M.tls()
   if M.wish.tls then

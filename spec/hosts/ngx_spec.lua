@@ -402,6 +402,15 @@ describe("moonsand in nginx", function()
       end
     end)
 
+    it("to start a sandbox or to ask one for anything where no answer can be waited for", function()
+      server:run [[app.box = moonsand.assert(moonsand.create())]]
+      server:get "/log"
+      assert.matches("cannot wait here", server:run [[return notes:get "created in log"]])
+      assert.matches("cannot wait here", server:run [[return notes:get "written in log"]])
+      assert.equal("false\n", server:run [[return app.box.files:exists("written in log")]])
+      server:run [[app.box:close(); app.box = nil]]
+    end)
+
     it("no tasks there: they run in a timer", function()
       for _, phase in ipairs { "init_worker", "set", "header_filter", "body_filter", "log",
         "balancer" } do
@@ -414,10 +423,11 @@ describe("moonsand in nginx", function()
     it("callbacks of C functions, and is as before afterwards", function()
       assert.equal("nil\ntrue\n", server:run [[
         local wrong
+        local function wait() moonsand.sleep(0.001) end
         for _ = 1, 20 do
           for _, call in ipairs {
-            function() table.sort({ 3, 2, 1 }, function() moonsand.sleep(0.001) end) end,
-            function() (("x"):gsub(".", function() moonsand.sleep(0.001) end)) end,
+            function() table.sort({ 3, 2, 1 }, wait) end,
+            function() return (("x"):gsub(".", wait)) end,
           } do
             local ok, why = pcall(call)
             if ok or not why:find("inside a callback of a C function", 1, true) then
@@ -426,7 +436,9 @@ describe("moonsand in nginx", function()
           end
           moonsand.sleep(0.001)
         end
-        return wrong, moonsand.with({}, function(box) return box:exec("true").ok end)]])
+        return wrong, moonsand.with({}, function(box)
+          return moonsand.assert(box:exec("true")).ok
+        end)]])
     end)
 
     it("to block the worker in loop.step", function()
@@ -489,6 +501,11 @@ describe("moonsand in nginx", function()
       ["ends what tasks of the request do"] = [[
         local box = moonsand.assert(moonsand.create())
         moonsand.all({ 1, 2 }, function() return box:exec("sleep 7002") end)]],
+      ["ends what generators of its tasks do"] = [[
+        local box = moonsand.assert(moonsand.create())
+        moonsand.all({ 1, 2 }, function()
+          return moonsand.wrap(function() return box:exec("sleep 7002") end)()
+        end)]],
       ["ends what a stream is read from"] = [[
         local box = moonsand.assert(moonsand.create())
         local p = moonsand.assert(box:start("sleep 7002"))
@@ -510,6 +527,25 @@ describe("moonsand in nginx", function()
           return moonsand.with({}, function(box) return box:exec("true").ok end)]])
       end)
     end
+
+    it("ends what ran for it in a sandbox that others share", function()
+      server:run [[app.box = moonsand.assert(moonsand.create())]]
+      local pending = server:begin([[app.box:exec("sleep 7005")]], nil, "--max-time 0.3")
+      await_sleepers("7005", 1)
+      pending()
+      await_sleepers("7005", 0, 2)
+      server:run [[app.box:close(); app.box = nil]]
+    end)
+
+    it("ends its tasks for those who wait for them elsewhere", function()
+      local owner = server:begin([[
+        app.task = moonsand.task(function() moonsand.sleep(100) end)
+        app.task:wait()]], nil, "--max-time 0.5")
+      support.native().pause(0.2)
+      local other = server:begin [[local _, message, code = app.task:wait(); return message, code]]
+      owner()
+      assert.equal("cancelled: its request was aborted\ncancelled\n", (other()))
+    end)
 
     it("goes on for everybody else", function()
       server:run [[app.box = moonsand.assert(moonsand.create())]]

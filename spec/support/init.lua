@@ -144,9 +144,10 @@ function M.native()
         gcc -std=c11 -D_GNU_SOURCE -Wall -Wextra -O1 -g -shared -fPIC %s %smodules/native.c -o %s.$$ &&
         mv %s.$$ %s; }; }]]):format(where, path, HERE, include, HERE, path, path, path))
     end
-    local output, status = build(own)
+    local _, status = build(own)
     if status ~= 0 then
       local temporary = M.run "mktemp -d":gsub("%s+$", "")
+      local output
       output, status = build(temporary)
       if status ~= 0 then
         error(output)

@@ -400,10 +400,11 @@ static bool reap(void) {
     if (wait4(info.si_pid, &status, 0, &usage) < 0)
       continue;
     for (exec *x = execs; x; x = x->next) {
-      if (x->tag != tag)
+      bool first = x->pid == info.si_pid && !x->ended; /* may have been killed before its tag */
+      if (!first && x->tag != tag)
         continue;
       add_usage(&x->exit, &usage);
-      if (x->pid == info.si_pid && !x->ended) {
+      if (first) {
         x->ended = true;
         x->exit.pid = x->pid;
         x->exit.status = status;

@@ -5,21 +5,40 @@
 local loop = require "moonsand.loop"
 local uv = require "luv"
 
-local idle -- active while coroutines can go on: keeps the loop from sleeping
+local DEADLOCK = "there is nothing left that could end this wait (a deadlock)"
+
+local turn -- active while coroutines can go on: keeps the loop from sleeping
 
 local function defer(run)
-  idle = idle or uv.new_idle()
-  idle:start(function()
-    idle:stop()
+  if not turn or turn:is_closing() then
+    turn = uv.new_idle()
+  end
+  turn:start(function()
+    turn:stop()
     run()
+  end)
+end
+
+--- luv prints what a callback raises, and ends the program, unless it was told otherwise.
+local function raise(message)
+  local once = uv.new_idle()
+  once:start(function()
+    once:close()
+    error(message, 0)
   end)
 end
 
 local function block_alone(waiter, host)
   while not waiter.woken do
     host.run()
-    if not waiter.woken then
-      loop.poll(host.pending() and 0 or -1)
+    if waiter.woken then
+      break
+    elseif host.pending() then
+      loop.poll(0)
+    elseif loop.idle() then
+      return nil, DEADLOCK
+    else
+      loop.poll(-1)
     end
   end
   return true
@@ -30,6 +49,9 @@ local function block(waiter, host)
     return block_alone(waiter, host)
   end
   while not waiter.woken do
+    if not uv.loop_alive() then
+      return nil, DEADLOCK
+    end
     uv.run "once"
   end
   return true
@@ -38,6 +60,8 @@ end
 return require "moonsand.hosts.uv"(uv, {
   name = "luv",
   defer = defer,
+  raise = raise,
+  at_once = true,
   may_block = function()
     return true
   end,

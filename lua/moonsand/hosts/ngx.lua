@@ -20,8 +20,12 @@
 ---     coroutines without a word to them. Their semaphores tell; then `loop.abandon` ends what they
 ---     guarded, and the collector is moved on in small steps, since what they held is garbage now:
 ---     sandboxes end when the last handle goes.
----   * Coroutines are used again by nginx for other requests, so that they are no name for a task:
----     what `spawn` starts gets one of its own.
+---   * Coroutines are used again by nginx for other requests: a task's is known by the function at
+---     the bottom of its stack. The locals of one that was dropped are overwritten, even those that
+---     closures have kept: no closure made in it may be called any more.
+---   * When a request with light threads is aborted, nginx forgets the waits of coroutines inside
+---     them, which later wake into freed memory and crash the worker. So nothing of ours runs in
+---     such a coroutine, and a wrapped generator's wait is made by the coroutine that called it.
 
 local core = require "moonsand.core"
 local loop = require "moonsand.loop"
@@ -29,7 +33,7 @@ local semaphore = require "ngx.semaphore"
 
 local ngx = ngx -- luacheck: ignore
 
-local M = { name = "ngx", never_blocks = true }
+local M = { name = "ngx", never_blocks = true, vanishes = true }
 
 local BEAT = 0.1 -- seconds
 local LINGER, LINGER_MAX = 0.05, 10 -- how long an idle driver stays: at first, at most
@@ -124,8 +128,11 @@ local function sweep()
   end
   for _, waiter in ipairs(gone or {}) do
     leave(waiter)
-    loop.abandon(waiter)
     collecting = COLLECT_CYCLES
+    local ok, why = pcall(loop.abandon, waiter)
+    if not ok then
+      ngx.log(ngx.ERR, "moonsand: ", why)
+    end
   end
 end
 
@@ -305,7 +312,8 @@ local function wait(waiter)
   return true
 end
 
-function M.park(waiter)
+--- Suspends the running coroutine.
+function M.hold(waiter)
   local why
   waiter.semaphore, why = semaphore.new(0)
   if not waiter.semaphore then
@@ -318,20 +326,44 @@ function M.park(waiter)
   return ok, why
 end
 
--- ---------------------------------------------------------------- new coroutines
-
---- In a coroutine of its own, which nginx does not use again for another request.
-local function run(fn)
-  coroutine.wrap(fn)()
+function M.park(waiter)
+  if loop.is_wrapped() then
+    return coroutine.yield(loop.PARK, waiter) -- the one who called the generator holds
+  end
+  return M.hold(waiter)
 end
 
+-- ---------------------------------------------------------------- new coroutines
+
 local function run_behind(gate, fn)
+  loop.own(nil)
   gate:wait(PATIENCE)
-  run(fn)
+  fn()
+  loop.own(nil)
 end
 
 local function run_timer(_, fn)
-  run(fn)
+  loop.own(nil)
+  fn()
+  loop.own(nil)
+end
+
+--- Whether a coroutine is one that spawn began, and not one that nginx has used again since.
+function M.began(co)
+  local top, bottom = 4, 0 -- there is a frame at `bottom`, none at `top`
+  while debug.getinfo(co, top, "l") do
+    bottom, top = top, top * 2
+  end
+  while top - bottom > 1 do
+    local middle = math.floor((top + bottom) / 2)
+    if debug.getinfo(co, middle, "l") then
+      bottom = middle
+    else
+      top = middle
+    end
+  end
+  local info = debug.getinfo(co, bottom, "f")
+  return info and (info.func == run_behind or info.func == run_timer)
 end
 
 --- A light thread of the request (or timer) that runs: it may answer the client, the request lasts

@@ -1,5 +1,5 @@
-/* What the specs need of the system and Lua does not have: processes, limits, terminals, keys, other
- * Lua states. A Lua module, compiled by spec/support/init.lua for the Lua that runs. */
+/* What the specs need of the system and Lua does not have: processes, limits, terminals, keys,
+ * other Lua states. A Lua module, compiled by spec/support/init.lua for the Lua that runs. */
 #include <lauxlib.h>
 #include <lua.h>
 #include <lualib.h>
@@ -130,8 +130,7 @@ static int native_nofile(lua_State *L) {
 static int native_fsize(lua_State *L) {
   struct rlimit limit;
   getrlimit(RLIMIT_FSIZE, &limit);
-  limit.rlim_cur =
-      lua_isnoneornil(L, 1) ? limit.rlim_max : (rlim_t)luaL_checkinteger(L, 1);
+  limit.rlim_cur = lua_isnoneornil(L, 1) ? limit.rlim_max : (rlim_t)luaL_checkinteger(L, 1);
   return answer(L, setrlimit(RLIMIT_FSIZE, &limit));
 }
 

@@ -104,10 +104,11 @@ static void namespaces(void) {
   static const struct {
     const char *name;
     int flag;
-  } flags[] = {{"mnt", CLONE_NEWNS},   {"cgroup", CLONE_NEWCGROUP}, {"uts", CLONE_NEWUTS},
-               {"ipc", CLONE_NEWIPC},  {"user", CLONE_NEWUSER},     {"pid", CLONE_NEWPID},
-               {"net", CLONE_NEWNET},  {"time", 0x80},              {"user+mnt", 0x10020000},
-               {"user+net", 0x50000000}};
+  } flags[] = {{"mnt", CLONE_NEWNS},     {"cgroup", CLONE_NEWCGROUP},
+               {"uts", CLONE_NEWUTS},    {"ipc", CLONE_NEWIPC},
+               {"user", CLONE_NEWUSER},  {"pid", CLONE_NEWPID},
+               {"net", CLONE_NEWNET},    {"time", 0x80},
+               {"user+mnt", 0x10020000}, {"user+net", 0x50000000}};
   static char stack[16384];
   char name[64];
   for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
@@ -119,8 +120,7 @@ static void namespaces(void) {
     TRY(name, clone(nothing, stack + sizeof stack, flags[i].flag | SIGCHLD, NULL));
   }
   /* The kernel looks at all 64 bits of the flags of clone, at the low half of an int. */
-  TRY("unshare with high bits",
-      syscall(SYS_unshare, UINT64_C(0xffffffff00000000) | CLONE_NEWUSER));
+  TRY("unshare with high bits", syscall(SYS_unshare, UINT64_C(0xffffffff00000000) | CLONE_NEWUSER));
 }
 
 #ifdef __x86_64__
