@@ -175,7 +175,7 @@ asan: ## the suite with module and agent under AddressSanitizer and UBSan
 	+@$(call build-suite,B=build/asan HARDENING= MODULE_FLAGS=-fPIC \
 	  CFLAGS='-O1 -g -fno-omit-frame-pointer $(SANITIZE)' \
 	  AGENT_CFLAGS= AGENT_LDFLAGS= AGENT_EXTRA=tools/asan_options.c)
-	@B=build/asan LUA='$(LUA)' TEST_TIMEOUT=900 ASAN_OPTIONS=detect_leaks=0 \
+	@B=build/asan LUA='$(LUA)' TEST_TIMEOUT=900 ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=8 \
 	  TEST_PRELOAD="$$($(CC) -print-file-name=libasan.so)" sh tools/run-tests $(SPEC)
 
 valgrind: ## the suite on Lua 5.4 under Valgrind

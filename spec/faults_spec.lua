@@ -17,8 +17,8 @@ local KILL, CONT, STOP = 9, 18, 19
 --- The zygotes of this process: all its children are.
 local function zygotes()
   local found = {}
-  for _, process in pairs(support.processes()) do
-    if process.ppid == native.getpid() and process.state ~= "Z" then
+  for _, process in ipairs(support.children(native.getpid())) do
+    if process.state ~= "Z" then
       found[#found + 1] = process
     end
   end

@@ -30,10 +30,7 @@ describe("leaks:", function()
     some(100) -- what is kept for later is kept now
     helper.settle()
     local before, rss = helper.holdings(), support.rss(native.getpid())
-    local zygote
-    for _, process in ipairs(support.descendants(native.getpid())) do
-      zygote = process.ppid == native.getpid() and process.pid or zygote
-    end
+    local zygote = support.children(native.getpid())[1].pid
     local zygote_rss, zygote_fds = support.rss(zygote), support.fds(zygote)
     some(500)
     helper.assert_no_more(before)

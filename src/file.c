@@ -12,6 +12,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/openat2.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -303,6 +304,16 @@ void ms_file_new(lua_State *L, int fd) {
   }
   close(fd);
   lua_pushnil(L);
+}
+
+int ms_file_open_below(int root, const char *path) {
+  struct stat st;
+  uid_t uid = geteuid();
+  if (uid == 0 || fstat(root, &st) < 0 || st.st_uid != uid)
+    return -EPERM;
+  int fd = ms_openat2(root, path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC, 0,
+                      RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS);
+  return fd < 0 ? -errno : fd;
 }
 
 /* core.host_file(path): a file of the host, to be read; or nil, errno. Follows links; opens nothing

@@ -13,6 +13,10 @@
 /* Pushes a file received from an agent, which may lie: anything but a regular file of an ordinary
  * file system is closed, and nil pushed. Takes fd over. */
 void ms_file_new(lua_State *L, int fd);
+/* Opens a file to read below the root of a sandbox without asking its agent: for a host that is the
+ * very user that the sandbox runs as, so that the kernel decides the same. A descriptor for
+ * `ms_file_new`, or a negative errno: ask the agent. Never blocks. */
+int ms_file_open_below(int root, const char *path);
 /* Pushes a file of the host's, opened by us. Takes fd over. */
 void ms_file_push(lua_State *L, int fd);
 /* The descriptor of the file at a stack index; -1 once closed. Raises if it is something else. */

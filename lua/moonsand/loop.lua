@@ -557,9 +557,12 @@ function M.guard(fn, value)
     return nil
   end
   local co = running()
-  local list = guards[co] or {}
+  local list = guards[co]
+  if not list or list.parked then -- of one that vanished, in this same coroutine
+    list = {}
+    guards[co] = list
+  end
   local guard = { fn = fn, value = value, list = list }
-  guards[co] = list
   list[#list + 1] = guard
   return guard
 end
@@ -574,12 +577,16 @@ function M.unguard(guard)
   end
 end
 
---- The lists of guards that hold for the running coroutine, innermost first.
+--- The lists of guards that hold for the running coroutine, innermost first, from now on parked.
 local function guards_here()
   local lists = {}
   local co = running()
   while co do
-    lists[#lists + 1] = guards[co]
+    local list = guards[co]
+    if list and not list.parked then
+      list.parked = true
+      lists[#lists + 1] = list
+    end
     co = outer[co]
   end
   return lists
@@ -697,6 +704,9 @@ function M.wait(limits, ...)
   end
   local parked
   parked, why = host.park(waiter)
+  for _, list in ipairs(waiter.guards or NONE) do
+    list.parked = false
+  end
   if owner then
     owner.waiter = nil
   end

@@ -516,7 +516,7 @@ describe("moonsand in nginx", function()
         local before = server:holdings()
         before.threads = nil -- the driver stays for a while
         before.files = before.files + 10
-        local pending = server:begin(code, nil, "--max-time 0.5")
+        local pending = server:begin(code, nil, "--max-time 1")
         support.eventually(5, "it did not start", function()
           return sleepers "7002" > 0
         end)
@@ -530,7 +530,7 @@ describe("moonsand in nginx", function()
 
     it("ends what ran for it in a sandbox that others share", function()
       server:run [[app.box = moonsand.assert(moonsand.create())]]
-      local pending = server:begin([[app.box:exec("sleep 7005")]], nil, "--max-time 0.3")
+      local pending = server:begin([[app.box:exec("sleep 7005")]], nil, "--max-time 1")
       await_sleepers("7005", 1)
       pending()
       await_sleepers("7005", 0, 2)
@@ -540,7 +540,7 @@ describe("moonsand in nginx", function()
     it("ends its tasks for those who wait for them elsewhere", function()
       local owner = server:begin([[
         app.task = moonsand.task(function() moonsand.sleep(100) end)
-        app.task:wait()]], nil, "--max-time 0.5")
+        app.task:wait()]], nil, "--max-time 1")
       support.native().pause(0.2)
       local other = server:begin [[local _, message, code = app.task:wait(); return message, code]]
       owner()
@@ -549,10 +549,10 @@ describe("moonsand in nginx", function()
 
     it("goes on for everybody else", function()
       server:run [[app.box = moonsand.assert(moonsand.create())]]
-      local other = server:begin [[return moonsand.assert(app.box:exec("sleep 1; echo kept")).stdout]]
+      local other = server:begin [[return moonsand.assert(app.box:exec("sleep 4; echo kept")).stdout]]
       for _ = 1, 5 do
         server:begin([[moonsand.with({}, function(box) box:exec("sleep 7003") end)]], nil,
-          "--max-time 0.1")()
+          "--max-time 0.5")()
       end
       assert.equal("kept\n\n", (other()))
       await_sleepers("7003", 0)

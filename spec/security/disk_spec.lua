@@ -9,7 +9,8 @@ describe("disk", function()
   helper.no_leaks()
 
   local SIZE = 8 * 1024 * 1024
-  local PLACES = { "/workspace", "/tmp", "/", "/dev", "/dev/shm", "/run", "/var/tmp", "/var", "/etc" }
+  local PLACES = { "/workspace", "/tmp", "/", "/dev", "/dev/shm", "/run", "/var/tmp", "/var",
+    "/etc" }
 
   local function fill(box, mode, places)
     local args = { mode }

@@ -206,9 +206,8 @@ function M.processes()
   local all = {}
   for _, name in ipairs(M.native().list "/proc") do
     local pid = tonumber(name)
-    local process = pid and M.process(pid)
-    if process then
-      all[pid] = process
+    if pid then
+      all[pid] = M.process(pid)
     end
   end
   return all
@@ -216,16 +215,18 @@ end
 
 --- Those below a process, children's children too: for an agent, all that is in its sandbox.
 function M.descendants(root)
-  local all, found = M.processes(), {}
-  for pid, process in pairs(all) do
-    local at = process
-    for _ = 1, 10000 do
-      if not at or at.pid == root then
-        break
-      end
-      at = all[at.ppid]
-    end
-    if at and at.pid == root and pid ~= root then
+  local found = {}
+  for _, pid in ipairs(M.native().below(root)) do
+    found[#found + 1] = M.process(pid)
+  end
+  return found
+end
+
+--- Its children.
+function M.children(parent)
+  local found = {}
+  for _, process in ipairs(M.descendants(parent)) do
+    if process.ppid == parent then
       found[#found + 1] = process
     end
   end

@@ -159,6 +159,57 @@ static int native_list(lua_State *L) {
   return 1;
 }
 
+/* The parent of a process as its stat file tells it; 0: it is gone. */
+static pid_t parent_of(pid_t pid) {
+  char path[32], text[512];
+  snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+  if (fd >= 0)
+    close(fd);
+  text[length > 0 ? length : 0] = '\0';
+  const char *end = strrchr(text, ')');
+  return end && strlen(end) > 4 ? (pid_t)strtol(end + 4, NULL, 10) : 0;
+}
+
+/* below(pid) -> the pids of its descendants */
+static int native_below(lua_State *L) {
+  enum { MOST = 32768 };
+  static struct {
+    pid_t pid, parent;
+    bool below;
+  } all[MOST];
+  const pid_t root = (pid_t)luaL_checkinteger(L, 1);
+  int count = 0;
+  DIR *dir = opendir("/proc");
+  if (!dir)
+    return answer(L, -1);
+  for (struct dirent *entry; count < MOST && (entry = readdir(dir)) != NULL;) {
+    pid_t pid = (pid_t)strtol(entry->d_name, NULL, 10);
+    pid_t parent = pid > 0 ? parent_of(pid) : 0;
+    if (parent > 0) {
+      all[count].pid = pid;
+      all[count].parent = parent;
+      all[count++].below = parent == root;
+    }
+  }
+  closedir(dir);
+  for (bool more = true; more;) {
+    more = false;
+    for (int i = 0; i < count; i++)
+      for (int j = 0; !all[i].below && j < count; j++)
+        if (all[j].below && all[j].pid == all[i].parent)
+          more = all[i].below = true;
+  }
+  lua_newtable(L);
+  for (int i = 0, n = 0; i < count; i++)
+    if (all[i].below) {
+      lua_pushinteger(L, all[i].pid);
+      lua_rawseti(L, -2, ++n);
+    }
+  return 1;
+}
+
 static int native_readlink(lua_State *L) {
   char target[4096];
   ssize_t length = readlink(luaL_checkstring(L, 1), target, sizeof target);
@@ -368,6 +419,7 @@ static const luaL_Reg functions[] = {
     {"fsize", native_fsize},
     {"leak", native_leak},
     {"list", native_list},
+    {"below", native_below},
     {"readlink", native_readlink},
     {"close", native_close},
     {"umask", native_umask},
