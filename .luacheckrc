@@ -13,3 +13,4 @@ files["spec/hosts/"] = { read_globals = { "vim" }, globals = { "ngx" } }
 files["examples/openresty/"] = { globals = { "ngx" } }
 files["plugin/"] = { globals = { "vim" } }
 files["lua/moonsand/nvim/"] = { globals = { "vim" } }
+files["lua/moonsand/health.lua"] = { read_globals = { "vim" } }

@@ -6,6 +6,7 @@
 #include "moonsand.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -156,6 +157,7 @@ static bool on_return(ms_sandbox *s, ms_message *message) {
   p->error = message->fds_lost ? EMFILE : (int)error;
   if (p->abandoned) {
     free_pending(s, at);
+    ms_close_fds(message);
     return true;
   }
   p->length = body->length - body->offset;
@@ -271,7 +273,8 @@ static int sandbox_dead(lua_State *L) {
   return 1;
 }
 
-/* sandbox:call(op, flags, mode, a, b, path, path2): an id for `take`; or nil, errno, state. */
+/* sandbox:call(op, flags, mode, a, b, path, path2, file): an id for `take`; or nil, errno, state.
+ */
 static int sandbox_call(lua_State *L) {
   ms_sandbox *s = check_sandbox(L);
   if (s->state != MS_SANDBOX_READY)
@@ -290,8 +293,13 @@ static int sandbox_call(lua_State *L) {
   }
   ms_pending *p = calloc(1, sizeof *p);
   int error = !p || s->pending_count >= PENDING_MAX ? EBUSY : body.overflow ? ENAMETOOLONG : 0;
+  int file = -1;
+  if (!error && !lua_isnoneornil(L, 9)) {
+    file = fcntl(ms_file_fd(L, 9), F_DUPFD_CLOEXEC, 3); /* sending takes it over */
+    error = file < 0 ? errno : 0;
+  }
   if (!error)
-    error = -ms_sandbox_send(s, MS_CALL, ++s->last_id, &body, NULL, 0);
+    error = -ms_sandbox_send(s, MS_CALL, ++s->last_id, &body, &file, file >= 0);
   if (error) {
     free(p);
     lua_pushnil(L);
@@ -335,6 +343,18 @@ static int sandbox_abandon(lua_State *L) {
   else if (*at)
     (*at)->abandoned = true;
   return 0;
+}
+
+/* sandbox:open(path): a file to read, opened without asking the agent; nil where that is not
+ * possible, or not certain to be the same. */
+static int sandbox_open(lua_State *L) {
+  ms_sandbox *s = check_sandbox(L);
+  const char *path = luaL_checkstring(L, 2);
+  int fd = s->state == MS_SANDBOX_READY ? ms_file_open_below(s->root, path) : -1;
+  if (fd < 0)
+    return 0;
+  ms_file_new(L, fd);
+  return 1;
 }
 
 static int sandbox_pid(lua_State *L) {
@@ -392,10 +412,10 @@ ms_sandbox *ms_sandbox_new(lua_State *L, ms_reactor *r, int socket) {
 }
 
 static const luaL_Reg methods[] = {
-    {"id", sandbox_id},           {"arm", sandbox_arm},   {"state", sandbox_state},
-    {"dead", sandbox_dead},       {"call", sandbox_call}, {"take", sandbox_take},
-    {"abandon", sandbox_abandon}, {"pid", sandbox_pid},   {"spawn", ms_process_spawn},
-    {"close", sandbox_close},     {NULL, NULL},
+    {"id", sandbox_id},           {"arm", sandbox_arm},     {"state", sandbox_state},
+    {"dead", sandbox_dead},       {"call", sandbox_call},   {"take", sandbox_take},
+    {"abandon", sandbox_abandon}, {"open", sandbox_open},   {"pid", sandbox_pid},
+    {"spawn", ms_process_spawn},  {"close", sandbox_close}, {NULL, NULL},
 };
 
 static const luaL_Reg metamethods[] = {

@@ -12,15 +12,17 @@ local moonsand = require "moonsand"
 local M = {}
 
 local LIMITS = {
-  sandbox = { disk = "64M", inodes = 10000, processes = 64, open_files = 256, cpu_time = 20 },
+  sandbox = { disk = "256M", inodes = 10000, processes = 64, open_files = 256, cpu_time = 20 },
+  memory = "1G", -- of addresses, a process
+  roomy = { node = "16G", java = "16G", go = "16G" }, -- these reserve much more than they use
   timeout = 10, -- seconds, for /execute and /stream: the default and the most
   session = 120, -- seconds, for a program that a person talks to
   output = 1024 * 1024, -- bytes, of each stream
   code = 64 * 1024,
   stdin = 64 * 1024,
-  frame = 96 * 1024,
+  frame = 1024 * 1024, -- a message of a WebSocket, in both directions: a picture as base64
   files = 4, -- pictures that are sent back
-  file = 1024 * 1024,
+  file = 512 * 1024,
 }
 
 local PICTURES = { png = "image/png", svg = "image/svg+xml", jpg = "image/jpeg", gif = "image/gif" }
@@ -144,6 +146,7 @@ local function run(job, opts)
   opts.timeout = opts.timeout or job.timeout
   opts.stdin = opts.stdin or job.stdin
   opts.max_output = LIMITS.output
+  opts.limits = { memory = LIMITS.roomy[job.language] or LIMITS.memory }
   return moonsand.with({ limits = LIMITS.sandbox }, function(box)
     local r, message, code, detail = box:run_code(job.code, opts)
     if not r then
@@ -165,28 +168,34 @@ function M.execute()
   ngx.say(cjson.encode(answer))
 end
 
+local FLOOD = {}
+
 --- What both kinds of streams share: `send(type, fields)` for all that happens.
 local function stream(job, opts, send)
-  local left = { stdout = LIMITS.output, stderr = LIMITS.output }
+  local left = LIMITS.output
   for _, name in ipairs { "stdout", "stderr" } do
     local decode = decoder()
     opts["on_" .. name] = function(data)
-      if left[name] > 0 then
-        left[name] = left[name] - #data
-        send(name, { data = decode(data) })
+      left = left - #data
+      if left < 0 then
+        error(FLOOD, 0) -- ends the program
       end
+      send(name, { data = decode(data) })
     end
   end
-  local r, files, code = run(job, opts)
-  if not r then
-    return send("end", { ok = false, error = code, message = text(files) })
+  local ok, r, files, code = pcall(run, job, opts)
+  if ok and r then
+    for _, file in ipairs(files) do
+      send("file", file)
+    end
+    send("end", summary(r))
+  elseif ok then
+    send("end", { ok = false, error = code, message = text(files) })
+  elseif r == FLOOD then
+    send("end", { ok = false, error = "output_limit", message = "too much output: it was ended" })
+  else
+    error(r, 0) -- the client is gone
   end
-  for _, file in ipairs(files) do
-    send("file", file)
-  end
-  local fields = summary(r)
-  fields.truncated = left.stdout <= 0 or left.stderr <= 0
-  send("end", fields)
 end
 
 function M.stream()
@@ -259,7 +268,10 @@ function M.session()
   if not same_origin() then
     return refuse(403, "invalid", "a page from elsewhere")
   end
-  local socket, why = websocket:new { timeout = LIMITS.session * 1000, max_payload_len = LIMITS.frame }
+  local socket, why = websocket:new {
+    timeout = LIMITS.session * 1000,
+    max_payload_len = LIMITS.frame,
+  }
   if not socket then
     return refuse(400, "invalid", "no WebSocket: " .. tostring(why))
   end
@@ -290,7 +302,8 @@ function M.session()
         return send(kind, fields)
       end)
       if not ok then
-        ngx.log(ngx.INFO, "a session ended: ", wrong_too)
+        ngx.log(ngx.INFO, "a session broke: ", wrong_too)
+        ngx.exit(ngx.HTTP_CLOSE)
       end
     end)
   end

@@ -41,7 +41,7 @@ function M.keep()
 end
 
 function M.kept()
-  say(unpack(ngx.ctx.kept, 1, 2))
+  say(unpack(ngx.ctx.kept))
 end
 
 --- Tries to wait, in a phase that cannot; keeps what came of it. And starts a task there.

@@ -2,6 +2,7 @@
 -- goes on whatever happens. Lua code is sent as the body of a request (see ngx_app.lua); any line in
 -- nginx's log from "error" upwards fails the test.
 
+local behaviour = require "hosts.behaviour"
 local core = require "moonsand.core"
 local support = require "support.init"
 
@@ -30,7 +31,7 @@ local function start(opts)
   self.dir = dir
   local modules = must "nginx -V":match "%-%-modules%-path=(%S+)"
   must(([[cd %s && mkdir lua so tmp && chmod 755 . && cp -R "$OLDPWD"/lua/moonsand lua &&
-    cp "$OLDPWD"/spec/hosts/ngx_app.lua lua && cp -R "$OLDPWD"/%s/jit/moonsand so &&
+    cp "$OLDPWD"/spec/hosts/ngx_app.lua "$OLDPWD"/spec/hosts/behaviour.lua lua && cp -R "$OLDPWD"/%s/jit/moonsand so &&
     openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -subj /CN=localhost \
       -days 2 2>/dev/null]]):format(dir, BUILD))
   local root = must "id -u" == "0\n"
@@ -342,6 +343,20 @@ describe("moonsand in nginx", function()
       assert.equal("closed", (pending():match "^%a+"))
       await_sleepers("7001", 0)
     end)
+  end)
+
+  describe("behaves as everywhere:", function()
+    with_server()
+
+    for i, check in ipairs(behaviour.checks) do
+      for _, place in ipairs { "/content", "/access" } do
+        it(check.name .. ", in " .. place, function()
+          assert.equal("fine\n", server:run(([[
+            require("behaviour").checks[%d].run(moonsand, function(fn) ngx.thread.spawn(fn) end)
+            return "fine"]]):format(i), place))
+        end)
+      end
+    end
   end)
 
   describe("suspends in", function()

@@ -208,8 +208,10 @@ describe("the host nvim", function()
 
   it("waits while the editor leaves, too", function()
     gives("left", [[
-      _G.say = say
-      vim.cmd "autocmd VimLeavePre * lua require('moonsand').with({}, function(box) say((box:exec('printf left').stdout)) end)"
+      _G.leave = function()
+        moonsand.with({}, function(box) say((box:exec("printf left").stdout)) end)
+      end
+      vim.cmd "autocmd VimLeavePre * lua leave()"
       quit()]])
   end)
 

@@ -245,6 +245,11 @@ function M.status(pid, field)
   return ("\n" .. text):match("\n" .. field .. ":[ \t]*([^\n]*)")
 end
 
+--- Under a tool that keeps freed memory, its size tells nothing.
+function M.instrumented()
+  return os.getenv "MOONSAND_VALGRIND" ~= nil or (os.getenv "LD_PRELOAD" or ""):find "asan" ~= nil
+end
+
 --- Bytes of memory that a process has to itself, as well as can be seen.
 function M.rss(pid)
   return tonumber((M.status(pid, "VmRSS") or "0"):match "%d+") * 1024

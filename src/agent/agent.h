@@ -8,7 +8,9 @@
  *   loop.c     the agent's life: requests in, exits out, timers
  *   exec.c     programs: starting, tagging, reaping, killing trees
  *   files.c    the file calls, answered at once
- *   worker.c   the file calls that walk trees: a fork of the agent, output on a pipe
+ *   paths.c    how both find files: absolute paths, no magic links, names in directories held open
+ *   worker.c   the file calls that walk trees: a fork of the agent, output on a pipe; worker_*.c
+ *              are the programs, glob.c matches names
  *
  * The agent has no secrets but one: the number that lets its own prlimit calls through the filter.
  * It trusts the host, and nothing else in the sandbox. */

@@ -16,6 +16,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/close_range.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,6 +29,8 @@
 #include <unistd.h>
 
 #define PASS_INTERVAL_NS UINT64_C(1000000)
+/* How long a child may take to become its program, while others run that may hinder it. */
+enum { START_ROUNDS = 100, START_ROUND_MS = 20 };
 /* Where the numbered entries of a /proc directory stream begin. */
 #define PROC_FIRST_PID 256
 
@@ -111,17 +114,23 @@ static size_t signal_tree(uint64_t tag, int number) {
 
 /* Starting ------------------------------------------------------------------------------------ */
 
-/* What went wrong in a child before its program ran. The child of vfork shares our memory. */
+/* What went wrong in a child before its program ran: written by the child of vfork, which shares
+ * our memory, or sent through a pipe by that of fork. */
 typedef struct failure {
   int error;
-  const char *what;
+  const char *what; /* a literal: the same address in a fork */
 } failure;
 
 static volatile failure child_failure;
+static int report_fd = -1; /* in the child of fork: the pipe, which exec closes */
 
 static _Noreturn void child_fail(const char *what) {
-  child_failure.error = errno;
-  child_failure.what = what;
+  failure f = {.error = errno, .what = what};
+  child_failure.error = f.error;
+  child_failure.what = f.what;
+  if (report_fd >= 0 && write(report_fd, &f, sizeof f) < 0) {
+    /* The agent sees the end of the pipe, and then our exit status. */
+  }
   _exit(127);
 }
 
@@ -143,7 +152,7 @@ static void child_prepare(const ms_exec *e, const int *stdio, uint64_t tag) {
   for (int fd = 0; fd < 3; fd++)
     if (stdio[fd] >= 0 && dup2(stdio[fd], fd) < 0)
       child_fail("stdio");
-  syscall(SYS_close_range, 3, ~0u, e->flags & MS_EXEC_WORKER ? 0 : CLOSE_RANGE_CLOEXEC);
+  syscall(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC);
   if (chdir(e->cwd) < 0)
     child_fail("cwd");
   umask((mode_t)e->umask);
@@ -205,34 +214,76 @@ static _Noreturn void child_exec(char *const *argv, char *const *envp) {
   child_fail("program");
 }
 
-static _Noreturn void child_work(const ms_exec *e, const int *stdio, uint64_t tag,
-                                 char *const *argv) {
+static _Noreturn void child_run(const ms_exec *e, const int *stdio, uint64_t tag, char *const *argv,
+                                char *const *envp) {
   child_prepare(e, stdio, tag);
+  if (!(e->flags & MS_EXEC_WORKER))
+    child_exec(argv, envp);
+  syscall(SYS_close_range, 3, ~0u, 0); /* the report too: it runs */
   _exit(ms_worker_main((int)e->argc, (char **)argv));
 }
 
-/* 0 or the failure's number; `what` says where. */
+/* Waits until the forked child has become its program, or says why not. What runs inside may have
+ * stopped it: then it is told to go on, and given up in the end. */
+static void await_report(int fd, pid_t pid) {
+  struct pollfd report = {.fd = fd, .events = POLLIN};
+  for (int round = 0; round < START_ROUNDS; round++) {
+    if (poll(&report, 1, START_ROUND_MS) > 0) {
+      failure f;
+      if (read(fd, &f, sizeof f) == sizeof f) {
+        child_failure.error = f.error;
+        child_failure.what = f.what;
+      }
+      return;
+    }
+    kill(pid, SIGCONT);
+  }
+  kill(pid, SIGKILL);
+  child_failure.error = EBUSY;
+  child_failure.what = "start";
+}
+
+static pid_t spawn_fork(const ms_exec *e, const int *stdio, uint64_t tag, char *const *argv,
+                        char *const *envp) {
+  int report[2];
+  if (pipe2(report, O_CLOEXEC) < 0)
+    return -1;
+  pid_t pid = fork();
+  if (pid == 0) {
+    report_fd = report[1];
+    child_run(e, stdio, tag, argv, envp);
+  }
+  int error = errno;
+  close(report[1]);
+  if (pid > 0)
+    await_report(report[0], pid);
+  close(report[0]);
+  errno = error;
+  return pid;
+}
+
+/* True when nothing else lives in the sandbox: every orphan is a child of ours. */
+static bool alone(void) {
+  siginfo_t info;
+  return waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) < 0;
+}
+
+/* A process, or -1 and child_failure. vfork is faster, but waits without end for a child that is
+ * stopped before its exec: only when there is nobody who could do that. */
 static pid_t spawn(const ms_exec *e, const int *stdio, uint64_t tag, char *const *argv,
                    char *const *envp) {
   child_failure.error = 0;
-  if (e->flags & MS_EXEC_WORKER) {
-    pid_t pid = fork();
+  pid_t pid;
+  if (e->flags & MS_EXEC_WORKER || !alone()) {
+    pid = spawn_fork(e, stdio, tag, argv, envp);
+  } else {
+    pid = vfork();
     if (pid == 0)
-      child_work(e, stdio, tag, argv);
-    if (pid < 0)
-      child_failure.error = errno, child_failure.what = "fork";
-    return pid;
-  }
-  pid_t pid = vfork();
-  if (pid == 0) {
-    child_prepare(e, stdio, tag);
-    child_exec(argv, envp);
+      child_run(e, stdio, tag, argv, envp);
   }
   if (pid < 0)
     child_failure.error = errno, child_failure.what = "fork";
-  else if (child_failure.error)
-    waitpid(pid, NULL, 0);
-  return pid;
+  return pid; /* one that failed is reaped like any other */
 }
 
 /* `count` strings into a NULL-terminated vector. */
@@ -373,25 +424,32 @@ static void add_usage(ms_exit *to, const struct rusage *usage) {
   to->write_blocks += (uint64_t)usage->ru_oublock;
 }
 
-/* Where ptrace is allowed, a program can make us its tracer (PTRACE_TRACEME): its stops then look
- * like ends. It gets what it would have got without, and is not traced any more. */
-static void let_go(const siginfo_t *stop) {
+/* A stop is no end. A worker is not ours to be stopped by others: it is ended. Where ptrace is
+ * allowed, a program can make us its tracer (PTRACE_TRACEME): it gets the signal that it would have
+ * got without, and is not traced any more. */
+static void pass_stop(const siginfo_t *stop) {
   siginfo_t seen;
-  int number = stop->si_status & 0x7f;
   waitid(P_PID, (id_t)stop->si_pid, &seen, WSTOPPED | WNOHANG);
-  ptrace(PTRACE_DETACH, stop->si_pid, 0, number == SIGTRAP ? 0 : number);
+  if (stop->si_code == CLD_TRAPPED) {
+    int number = stop->si_status & 0x7f;
+    ptrace(PTRACE_DETACH, stop->si_pid, 0, number == SIGTRAP ? 0 : number);
+    return;
+  }
+  for (const exec *x = execs; x; x = x->next)
+    if (x->pid == stop->si_pid && x->flags & MS_EXEC_WORKER)
+      kill(x->pid, SIGKILL);
 }
 
 /* Reaps what has ended. False when no child is left at all, so nothing in the sandbox is. */
 static bool reap(void) {
   for (;;) {
     siginfo_t info = {0};
-    if (waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) < 0)
+    if (waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WNOHANG | WNOWAIT) < 0)
       return false;
     if (info.si_pid == 0)
       return true;
     if (info.si_code == CLD_TRAPPED || info.si_code == CLD_STOPPED) {
-      let_go(&info);
+      pass_stop(&info);
       continue;
     }
     uint64_t tag = tag_of(info.si_pid); /* before the zombie is gone */

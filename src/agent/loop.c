@@ -56,10 +56,10 @@ static char *read_long_body(ms_message *request) {
   return text;
 }
 
-static void answer_call(uint32_t id, ms_reader *body) {
+static void answer_call(uint32_t id, ms_reader *body, int came) {
   static char text[MS_WIRE_MAX / 2];
   ms_writer reply = {.data = text, .capacity = sizeof text};
-  int fd = -1;
+  int fd = came;
   ms_put_u32(&reply, 0);
   int error = ms_files_call(body, &reply, &fd);
   if (error == 0 && reply.overflow)
@@ -90,7 +90,7 @@ static void handle(ms_message *request) {
     break;
   }
   case MS_CALL:
-    answer_call(request->header.id, body);
+    answer_call(request->header.id, body, request->fd_count > 0 ? request->fds[0] : -1);
     break;
   }
   free(long_body);

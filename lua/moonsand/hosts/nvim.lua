@@ -5,7 +5,7 @@
 local uv = vim.uv or vim.loop
 
 local FOREVER = 2 ^ 31 - 1 -- milliseconds
-local LOOK = 200 -- milliseconds; what wakes us is an event, this is a second line
+local LOOK = 200 -- milliseconds, for Ctrl-C; what wakes us is an event of the loop
 local INTERRUPTED = -2
 
 local function may_block()
@@ -16,13 +16,25 @@ local function may_block()
   return true
 end
 
+--- Whether Ctrl-C was typed: any call of the API that evaluates something fails then, once. Before
+--- 0.8, vim.wait with a function does not look.
+local function is_interrupted()
+  local ok, err = pcall(vim.api.nvim_eval, "0")
+  return not ok and tostring(err):lower():find("interrupt", 1, true) ~= nil
+end
+
 local function block(waiter)
-  local function is_woken()
-    return waiter.woken
+  local interrupted, looked = false, uv.now()
+  local function is_over()
+    if not waiter.woken and uv.now() - looked >= LOOK then
+      looked = uv.now()
+      interrupted = is_interrupted()
+    end
+    return waiter.woken or interrupted
   end
   while not waiter.woken do
-    local _, why = vim.wait(FOREVER, is_woken, LOOK)
-    if why == INTERRUPTED and not waiter.woken then
+    local _, why = vim.wait(FOREVER, is_over, LOOK)
+    if (interrupted or why == INTERRUPTED) and not waiter.woken then
       return nil, "it was interrupted (Ctrl-C)"
     end
   end

@@ -159,13 +159,23 @@ end
 local Sandbox = {}
 Sandbox.__index = Sandbox
 
+--- Files go to the agent as well as from it.
+Sandbox.returns_files = true
+
+--- A file to read, without a round trip to the agent; nil when it has to be asked.
+function Sandbox:open(path)
+  return self.raw:open(path)
+end
+
 function Sandbox:can(name)
   return native[name] and "native" or false
 end
 
 --- A failure when nothing can be asked of it any more.
 local function unusable(state)
-  if state == "broken" then
+  if state == "closed" then
+    return errors.fail("closed", "the sandbox was closed")
+  elseif state == "broken" then
     return errors.fail("protocol", "the sandbox's agent broke the protocol; it was ended")
   end
   return errors.fail("gone", "the sandbox ended")
@@ -228,6 +238,7 @@ end
 ---@param opts? { stdin?: boolean, timeout?: number }
 function Sandbox:work(argv, opts)
   opts = opts or {}
+  sweep(self)
   return spawn(self, argv, {
     worker = true,
     stdin = opts.stdin,
@@ -245,7 +256,8 @@ end
 function Sandbox:call(op, args, limits)
   local raw = self.raw
   local id, errno, state =
-    raw:call(op, args.flags or 0, args.mode or 0, args.a or 0, args.b or 0, args.path, args.path2)
+    raw:call(op, args.flags or 0, args.mode or 0, args.a or 0, args.b or 0, args.path, args.path2,
+      args.file)
   if not id then
     if state then
       return unusable(state)
@@ -257,9 +269,7 @@ function Sandbox:call(op, args, limits)
     if number then
       if number == core.errno.ECONNRESET then
         local now = raw:state()
-        if now == "closed" then
-          return errors.fail("closed", "the sandbox was closed")
-        elseif now ~= "ready" then
+        if now ~= "ready" then
           return unusable(now)
         end
       end
