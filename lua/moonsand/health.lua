@@ -10,28 +10,28 @@ local warn = report.warn or report.report_warn
 local fail = report.error or report.report_error
 local info = report.info or report.report_info
 
+--- What the machine allows. Where a sandbox can be made, all else can be done without.
 local function examine(moonsand)
-  for _, finding in ipairs(moonsand.doctor()) do
+  local findings = moonsand.doctor()
+  for _, finding in ipairs(findings) do
     if finding.ok then
       ok(finding.name)
-    elseif finding.name:find("cjson", 1, true) then
-      warn(finding.name .. ": " .. finding.cause, { finding.fix })
     else
-      fail(finding.name .. ": " .. (finding.cause or "?"), { finding.fix })
+      local advice = finding.fix ~= "" and { finding.fix } or {}
+      local say = findings.ok and advice[1] and warn or fail
+      say(("%s: %s"):format(finding.name, finding.cause), advice)
     end
   end
+  return findings.ok
 end
 
 local function languages(moonsand)
   start "moonsand: languages"
-  local box, message = moonsand.create()
-  if not box then
-    return fail(message)
-  end
-  local list, why = box:languages { timeout = 20 }
-  box:close()
+  local list, message = moonsand.with({}, function(box)
+    return box:languages { timeout = 20 }
+  end)
   if not list then
-    return fail(why)
+    return fail(message)
   end
   for _, language in ipairs(list) do
     ok(("%s: %s %s"):format(language.name, language.interpreter, language.version or ""))
@@ -43,15 +43,15 @@ end
 
 function M.check()
   start "moonsand"
-  local place = require "moonsand.nvim.place"
-  local moonsand, message = place.load()
+  local moonsand, message = require("moonsand.nvim").load()
   if not moonsand then
     return fail(message)
   end
   ok(("moonsand %s is loaded"):format(moonsand._VERSION))
-  info("core: " .. (package.searchpath and package.searchpath("moonsand.core", package.cpath) or "?"))
-  examine(moonsand)
-  languages(moonsand)
+  info("its core is " .. (package.searchpath("moonsand.core", package.cpath)))
+  if examine(moonsand) then
+    languages(moonsand)
+  end
 end
 
 return M

@@ -25,8 +25,12 @@ for _, name in ipairs { "run", "task", "all", "semaphore", "token", "sleep", "re
   M[name] = tasks[name]
 end
 
---- For programs with a loop of their own: `fd()`, `step(timeout)`, `use(host)`.
-M.loop = { fd = loop.fd, step = loop.step, use = loop.use }
+--- For programs with a loop of their own: `fd()`, `step(timeout)`, `use(host)`; and for loops that
+--- watch objects, `pollfd()`, `events()`, `timeout()`.
+M.loop = {
+  fd = loop.fd, step = loop.step, use = loop.use,
+  pollfd = loop.pollfd, events = loop.events, timeout = loop.timeout,
+}
 
 --- The options of `create` that every provider takes.
 local CREATE = {
@@ -147,7 +151,12 @@ function M.create(opts)
   return errors.outcome(create("moonsand.create", opts, 2))
 end
 
-local function close_and_pass(box, ok, ...)
+local function close(box)
+  box:close()
+end
+
+local function close_and_pass(box, guard, ok, ...)
+  loop.unguard(guard)
   box:close()
   if not ok then
     error((...), 0)
@@ -167,7 +176,7 @@ function M.with(opts, fn, ...)
   if not box then
     return nil, message, code, detail
   end
-  return close_and_pass(box, pcall(fn, box, ...))
+  return close_and_pass(box, loop.guard(close, box), pcall(fn, box, ...))
 end
 
 --- What works on this machine and what does not, each with cause and cure.

@@ -35,7 +35,7 @@
 ---   host.never_blocks  true where nothing but coroutines may wait (optional): `step` is refused.
 ---
 --- Where coroutines can vanish in a wait, with no error and no return (nginx, when a client goes
---- away), the host has `vanishes = true`, finds that out, and calls `loop.abandon(waiter)`.
+--- away), the host has `vanishes = true`, finds that out, and calls `loop.abandon(waiter, why)`.
 ---
 --- A host that watches `loop.fd()` calls `loop.poll(0)` when it is readable; timers are inside it.
 --- It may put fields of its own into a waiter, and counts those it has parked if its loop must be
@@ -390,6 +390,25 @@ function M.step(timeout)
   return ran or ready
 end
 
+--- What loops such as cqueues ask of an object that they watch: `cqueues.poll(moonsand.loop)`.
+---@return integer? fd
+---@return string? message, string? code, table? detail
+function M.pollfd()
+  return M.fd()
+end
+
+---@return "r"
+function M.events()
+  return "r"
+end
+
+--- 0 while tasks can go on, of which the descriptor says nothing; else nil, no limit.
+---@return 0|nil seconds
+function M.timeout()
+  local host = M.host()
+  return (late[1] or host.pending and host.pending()) and 0 or nil
+end
+
 -- ---------------------------------------------------------------- signals and timers
 
 ---@class moonsand.Signal a waitable in Lua
@@ -594,7 +613,8 @@ end
 
 --- For hosts: the coroutine of a parked waiter is gone and will never come back.
 ---@param waiter moonsand.Waiter
-function M.abandon(waiter)
+---@param why string for those who wait for a task that ran in it
+function M.abandon(waiter, why)
   unwatch(waiter, waiter.token)
   for _, list in ipairs(waiter.guards or {}) do
     for co, there in pairs(guards) do
@@ -609,10 +629,7 @@ function M.abandon(waiter)
   end
   local owner = waiter.owner
   if owner and owner.waiter == waiter then
-    owner.waiter = nil
-    if owner.abandoned then
-      owner:abandoned()
-    end
+    owner:abandoned(why)
   end
 end
 

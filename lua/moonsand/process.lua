@@ -395,6 +395,11 @@ local function await_result(self, limits)
   return await_end(self, limits, self.handlers ~= nil, false)
 end
 
+--- Nobody will ask for its end any more: the coroutine that ran it is no more.
+local function give_up(self)
+  kill(self, "close")
+end
+
 --- Runs a command to its end: `box:exec` without the option check.
 ---@return moonsand.Result? result, string? message, string? code, table? detail
 function M.exec(box, call, command, opts, level)
@@ -403,6 +408,7 @@ function M.exec(box, call, command, opts, level)
     return nil, message, code, detail
   end
   local limits = bounded(self, loop.limits { cancel = opts.cancel })
+  local guard = loop.guard(give_up, self)
   local ok, failure, why, more = pcall(await_result, self, limits)
   if not ok then -- a callback raised, or the task was cancelled again
     abort(self, thrown(failure))
@@ -411,6 +417,7 @@ function M.exec(box, call, command, opts, level)
     self.cancel_message, self.cancel_cause = failure, more and more.cause
     put_down(self, why == "cancelled" and "cancel" or "timeout")
   end
+  loop.unguard(guard)
   local told, raised = tell_exit(self, opts.on_exit)
   if not ok then
     error(failure, 0)

@@ -5,6 +5,14 @@ local signals = require "moonsand.signals"
 
 local M = {}
 
+---@class moonsand.Usage as the kernel counted it: seconds, bytes
+---@field cpu_time number
+---@field user_time number
+---@field system_time number
+---@field memory_peak integer
+---@field read_bytes integer
+---@field write_bytes integer
+
 ---@class moonsand.Result
 ---@field ok boolean exited with 0
 ---@field status "exited"|"signaled"|"timed_out"|"output_limit"|"resource_limit"
@@ -21,7 +29,7 @@ local M = {}
 ---@field pipes_held boolean something else still holds its output open
 ---@field duration number seconds
 ---@field pid integer
----@field usage { cpu_time: number, user_time: number, system_time: number, memory_peak: integer, read_bytes: integer, write_bytes: integer }
+---@field usage moonsand.Usage
 local Result = {}
 Result.__index = Result
 Result.__name = "moonsand.Result"

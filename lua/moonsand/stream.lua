@@ -78,6 +78,11 @@ local function own(self)
   self.owner, self.task = coroutine.running() or "main", loop.owner()
 end
 
+--- The coroutine that read is no more.
+local function forget_reader(self)
+  self.owner, self.task, self.reader = nil, nil, false
+end
+
 --- Tries, waits, tries again. The stream has one reader at a time. What ends the wait besides is
 --- `other`, a waitable: then nil, "over".
 local function take(self, kind, n, limits, level, other)
@@ -102,7 +107,9 @@ local function take(self, kind, n, limits, level, other)
     end
     local mark = self.owner
     self.reader = mark
+    local guard = loop.guard(forget_reader, self)
     local message, code, detail = loop.wait(limits, raw, other)
+    loop.unguard(guard)
     if self.reader == mark then
       self.reader = false
     end
@@ -141,6 +148,12 @@ function Stream:try(level)
   return self.raw:take("chunk", 0)
 end
 
+local function forget_readers(list)
+  for _, stream in ipairs(list) do
+    forget_reader(stream)
+  end
+end
+
 --- Waits for one of several streams, all of which have this reader meanwhile, or for `other`.
 ---@return string? message, string? code, table? detail
 function M.wait(limits, other, list)
@@ -148,7 +161,9 @@ function M.wait(limits, other, list)
     stream.reader = true
   end
   local first, second = list[1], list[2]
+  local guard = loop.guard(forget_readers, list)
   local message, code, detail = loop.wait(limits, other, first.raw, second and second.raw)
+  loop.unguard(guard)
   for _, stream in ipairs(list) do
     stream.reader = false
   end

@@ -19,6 +19,7 @@ local M = {}
 
 local WAIT = { timeout = "number", cancel = "table" }
 local SHIELD = { shield = true }
+local NONE = {}
 
 local function pack(...)
   return { n = select("#", ...), ... }
@@ -83,7 +84,7 @@ untold.guard = finalizer(function()
 end)
 
 --- To be kept by the task: tells of its failure when nobody can ask for it any more.
-local function guard(failure)
+local function teller(failure)
   return finalizer(function()
     if failure.taken then
       return
@@ -109,7 +110,7 @@ end
 ---@field package scope? table the `run` that it belongs to
 ---@field package number integer
 ---@field package awaited boolean somebody takes what it raises
----@field package notify? fun(task: moonsand.Task) tells `all`, at once
+---@field package groups? { group: table, index: integer }[] the calls of `all` that it belongs to
 ---@field cancelled? { reason: any } read by loop.lua, as are the next two
 ---@field told? boolean
 ---@field waiter? moonsand.Waiter
@@ -160,6 +161,55 @@ local function outcome(task)
   return false, task.failure.error
 end
 
+--- How an item of `all` failed, as message, code, detail; nothing when it did not.
+local function failure_of(task)
+  local values = task.values
+  if task.state == "failed" then
+    local err = task.failure.error
+    local fields = type(err) == "table" and err or {}
+    local code = type(fields.code) == "string" and fields.code or "failed"
+    local text = type(fields.message) == "string" and fields.message or tostring(err)
+    local detail = { error = err, traceback = task.failure.traceback }
+    if errors.is_object(err) then
+      for key, value in pairs(err) do
+        detail[key] = value
+      end
+    end
+    local _, message = errors.fail(code, text, detail)
+    return message, code, detail
+  elseif not values then
+    return loop.cancelled(task.cancelled.reason)
+  elseif values[1] == nil and values[2] ~= nil then
+    local detail = {}
+    for key, value in pairs(type(values[4]) == "table" and values[4] or {}) do
+      detail[key] = value
+    end
+    local code = type(values[3]) == "string" and values[3] or "failed"
+    local _, message = errors.fail(code, tostring(values[2]), detail)
+    return message, code, detail
+  end
+end
+
+--- Takes down how an item of `all` ended. A group is a table, and this no closure, because in
+--- nginx whoever called `all` may have vanished, and then its locals are overwritten.
+local function item_ended(group, index, task)
+  group.going[index] = nil
+  group.count = group.count - 1
+  group.changed:wake()
+  local message, code, detail = failure_of(task)
+  if not message then
+    local value = task.values[1]
+    group.results[index] = group.settle and { ok = true, value = value } or value
+    return
+  end
+  detail.index = index
+  if group.settle then
+    group.results[index] = { ok = false, message = message, code = code, detail = detail }
+  elseif not group.failure then
+    group.failure = { message, code, detail }
+  end
+end
+
 local function finish(task, state)
   task.state = state
   task.waiter = nil
@@ -167,14 +217,14 @@ local function finish(task, state)
     if task.awaited or task.callbacks then
       task.failure.taken = true
     else
-      task.guard = guard(task.failure)
+      task.teller = teller(task.failure)
     end
   end
   local scope = task.scope
   if scope then
     scope.live[task] = nil
     scope.count = scope.count - 1
-    if task.guard then
+    if task.teller then
       scope.failed[task] = true
     end
     if scope.count == 0 then
@@ -182,8 +232,8 @@ local function finish(task, state)
     end
   end
   task.finished:wake()
-  if task.notify then
-    task.notify(task)
+  for _, place in ipairs(task.groups or NONE) do
+    item_ended(place.group, place.index, task)
   end
   for _, cb in ipairs(task.callbacks or {}) do
     call_back(cb, outcome(task))
@@ -228,7 +278,7 @@ local function start(scope, fn, ...)
     scope = scope,
     number = last_number,
     awaited = false,
-    notify = nil,
+    groups = nil,
     cancelled = nil,
     told = false,
     waiter = nil,
@@ -310,6 +360,17 @@ function Task:cancel(reason)
     loop.wake(self.waiter)
   end
   return true
+end
+
+--- For the loop: its coroutine is gone, in the middle of a wait. Functions of `on_done` are not
+--- called: those that were made in that coroutine, or in others of its request, must not be.
+---@param why string
+function Task:abandoned(why)
+  if self.state == "running" then
+    self.cancelled = self.cancelled or { reason = why }
+    self.callbacks = nil
+    finish(self, "cancelled")
+  end
 end
 
 ---@return "running"|"done"|"failed"|"cancelled"
@@ -399,35 +460,6 @@ end
 
 local ALL = { limit = "number", settle = "boolean", timeout = "number", cancel = "table" }
 
---- How an item of `all` failed, as message, code, detail; nothing when it did not.
-local function failure_of(task)
-  local values = task.values
-  if task.state == "failed" then
-    local err = task.failure.error
-    local fields = type(err) == "table" and err or {}
-    local code = type(fields.code) == "string" and fields.code or "failed"
-    local text = type(fields.message) == "string" and fields.message or tostring(err)
-    local detail = { error = err, traceback = task.failure.traceback }
-    if errors.is_object(err) then
-      for key, value in pairs(err) do
-        detail[key] = value
-      end
-    end
-    local _, message = errors.fail(code, text, detail)
-    return message, code, detail
-  elseif not values then
-    return loop.cancelled(task.cancelled.reason)
-  elseif values[1] == nil and values[2] ~= nil then
-    local detail = {}
-    for key, value in pairs(type(values[4]) == "table" and values[4] or {}) do
-      detail[key] = value
-    end
-    local code = type(values[3]) == "string" and values[3] or "failed"
-    local _, message = errors.fail(code, tostring(values[2]), detail)
-    return message, code, detail
-  end
-end
-
 --- What to start for each item, checked before anything is.
 local function jobs(list, fn)
   if type(list) ~= "table" or getmetatable(list) == Task then
@@ -452,6 +484,28 @@ local function begin(scope, item, fn, index)
     return item
   end
   return start(scope, item, index)
+end
+
+local function join_group(group, index, task)
+  task.awaited = true
+  group.going[index] = task
+  group.count = group.count + 1
+  if task.state == "running" then
+    task.groups = task.groups or {}
+    table.insert(task.groups, { group = group, index = index })
+    return
+  elseif task.failure then
+    task.failure.taken = true
+  end
+  item_ended(group, index, task)
+end
+
+local function cancel_group(group, n)
+  for index = 1, n do
+    if group.going[index] then
+      group.going[index]:cancel(group.failure[3].cause)
+    end
+  end
 end
 
 --- Calls `fn(item, index)` for each item, or each item itself, side by side, at most `limit` at
@@ -483,78 +537,35 @@ function M.all(list, fn, opts)
   loop.demand()
 
   local owner = loop.owner()
-  local scope = owner and owner.scope
-  local changed = loop.signal()
-  local going, count, next_index = {}, 0, 1 -- index -> task
-  local failure -- { message, code, detail }: the first, for all
-
-  local function ended(index, task)
-    going[index] = nil
-    count = count - 1
-    changed:wake()
-    local message, code, detail = failure_of(task)
-    if not message then
-      local value = task.values[1]
-      results[index] = value
-      if opts.settle then
-        results[index] = { ok = true, value = value }
-      end
-      return
-    end
-    detail.index = index
-    if opts.settle then
-      results[index] = { ok = false, message = message, code = code, detail = detail }
-    elseif not failure then
-      failure = { message, code, detail }
-    end
-  end
-
-  local function fill()
-    while next_index <= n and count < limit and not failure do
-      local index = next_index
-      next_index = next_index + 1
-      local task = begin(scope, list[index], fn, index)
-      task.awaited = true
-      going[index] = task
-      count = count + 1
-      if task.state == "running" then
-        local others = task.notify
-        task.notify = function(...)
-          if others then
-            others(...)
-          end
-          ended(index, ...)
-        end
-      else
-        if task.failure then
-          task.failure.taken = true
-        end
-        ended(index, task)
-      end
-    end
-  end
-
-  local cancelled = false
+  local group = {
+    scope = owner and owner.scope,
+    changed = loop.signal(),
+    going = {}, -- index -> task
+    count = 0,
+    settle = opts.settle,
+    results = results,
+    failure = nil, -- { message, code, detail }: the first, for all
+  }
+  local next_index, cancelled = 1, false
   while true do
-    fill()
-    if failure and not cancelled then
-      cancelled, limits = true, SHIELD
-      for index = 1, n do
-        if going[index] then
-          going[index]:cancel(failure[3].cause)
-        end
-      end
+    while next_index <= n and group.count < limit and not group.failure do
+      join_group(group, next_index, begin(group.scope, list[next_index], fn, next_index))
+      next_index = next_index + 1
     end
-    if count == 0 then
+    if group.failure and not cancelled then
+      cancelled, limits = true, SHIELD
+      cancel_group(group, n)
+    end
+    if group.count == 0 then
       break
     end
-    local message, code, detail = loop.wait(limits, changed)
-    if message and not failure then
-      failure = { message, code, detail }
+    local message, code, detail = loop.wait(limits, group.changed)
+    if message and not group.failure then
+      group.failure = { message, code, detail }
     end
   end
-  if failure then
-    return nil, failure[1], failure[2], failure[3]
+  if group.failure then
+    return nil, unpack(group.failure, 1, 3)
   end
   return results
 end
@@ -617,6 +628,15 @@ local function withdraw(self, place)
   end
 end
 
+--- Who waited for a place does not want it any more.
+local function leave_queue(wait)
+  if wait.entry.granted then
+    hand_on(wait.semaphore)
+  else
+    withdraw(wait.semaphore, wait.place)
+  end
+end
+
 --- Takes a place, waiting for one if it must.
 ---@param opts? { timeout?: number, cancel?: moonsand.Token }|number
 ---@return true?
@@ -632,17 +652,17 @@ function Semaphore:acquire(opts)
   self.last = self.last + 1
   local place = self.last
   self.queue[place] = entry
+  local wait = { semaphore = self, entry = entry, place = place }
+  local guard = loop.guard(leave_queue, wait)
   while not entry.granted do
     local message, code, detail = loop.wait(limits, entry.signal)
     if message then
-      if entry.granted then
-        hand_on(self)
-      else
-        withdraw(self, place)
-      end
+      loop.unguard(guard)
+      leave_queue(wait)
       return nil, message, code, detail
     end
   end
+  loop.unguard(guard)
   return true
 end
 
@@ -654,7 +674,8 @@ function Semaphore:release()
   hand_on(self)
 end
 
-local function leave(self, ok, ...)
+local function leave(self, guard, ok, ...)
+  loop.unguard(guard)
   self:release()
   if not ok then
     error((...), 0)
@@ -673,7 +694,7 @@ function Semaphore:with(fn, ...)
   if not ok then
     return nil, message, code, detail
   end
-  return leave(self, pcall(fn, ...))
+  return leave(self, loop.guard(hand_on, self), pcall(fn, ...))
 end
 
 -- ---------------------------------------------------------------- token

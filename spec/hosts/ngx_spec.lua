@@ -552,6 +552,20 @@ describe("moonsand in nginx", function()
       server:run [[app.box:close(); app.box = nil]]
     end)
 
+    it("gives back its place at a semaphore, and the stream that it read", function()
+      server:run [[
+        app.box = moonsand.assert(moonsand.create())
+        app.process = moonsand.assert(app.box:start("read line; echo $line; sleep 7006"))
+        app.semaphore = moonsand.semaphore(1)]]
+      server:begin([[app.semaphore:with(function() app.process.stdout:read() end)]], nil,
+        "--max-time 0.5")()
+      assert.equal("back\n", server:run [[
+        moonsand.assert(app.semaphore:acquire(5))
+        app.process.stdin:write("back\n")
+        return moonsand.assert(app.process.stdout:read("l", 5))]])
+      server:run [[app.box:close(); app.box = nil]]
+    end)
+
     it("ends its tasks for those who wait for them elsewhere", function()
       local owner = server:begin([[
         app.task = moonsand.task(function() moonsand.sleep(100) end)

@@ -129,7 +129,7 @@ local function sweep()
   for _, waiter in ipairs(gone or {}) do
     leave(waiter)
     collecting = COLLECT_CYCLES
-    local ok, why = pcall(loop.abandon, waiter)
+    local ok, why = pcall(loop.abandon, waiter, "its request was aborted")
     if not ok then
       ngx.log(ngx.ERR, "moonsand: ", why)
     end

@@ -108,7 +108,7 @@ return function(uv, how)
   local function forget(waiter)
     waiter.thread = nil
     count(-1)
-    loop.abandon(waiter)
+    loop.abandon(waiter, "its coroutine was closed")
   end
 
   --- Gives the coroutine of an item one turn. What a coroutine of the program's own raises has no

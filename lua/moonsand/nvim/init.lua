@@ -1,130 +1,174 @@
---- The Neovim plugin: `:Moonsand run` runs the buffer, or a range of it, in a sandbox of its own,
---- and shows what comes in a window (output.lua). Nothing has to be set up; `vim.g.moonsand` or
---- `setup` says what should be different.
+--- The Neovim plugin: `:Moonsand run` runs the buffer, or lines of it, in a sandbox of its own and
+--- shows what comes in a window (output.lua); `:Moonsand shell` is in shell.lua. Nothing has to be
+--- set up. tools/vimdoc makes doc/moonsand.txt of the comments here that are marked.
 
-local place = require "moonsand.nvim.place"
-local view = require "moonsand.nvim.output"
+---@chapter 1 moonsand Introduction
+---
+--- Runs what is in a buffer in a sandbox on this machine: isolated, with no
+--- network, none of your files and none of your environment. What it prints
+--- appears in a window while it runs. The editor is never stopped. >
+---
+---     :Moonsand run           the buffer, by its 'filetype'
+---     :'<,'>Moonsand run      some lines of it
+---     :Moonsand shell         a shell in a new sandbox
+--- <
+--- Needs Linux 5.14 or later and Neovim 0.7 or later. `:checkhealth moonsand`
+--- tells what is there and what is missing.
+
+---@chapter 2 moonsand-install Install
+---
+--- The directory of moonsand is a plugin. Its core is built by `make`, which
+--- needs a C compiler and the headers of LuaJIT, and says which packages it
+--- misses. As a package of Vim's own: >
+---
+---     cd ~/.local/share/nvim/site/pack/moonsand/start
+---     git clone <where it is> moonsand
+---     make -C moonsand
+---     nvim -c "helptags ALL" -c q
+--- <
+--- With lazy.nvim, from a clone: >
+---
+---     { dir = "~/src/moonsand", name = "moonsand", build = "make",
+---       cmd = "Moonsand" }
+--- <
+--- A core that was installed otherwise is found as well, and comes first: in
+--- /usr/local by `make install`, or as a rock, if 'luarocks path' is in the
+--- environment of the editor: >
+---
+---     luarocks --lua-version 5.1 make --local
+---     eval "$(luarocks --lua-version 5.1 path)"
+--- <
+--- Nothing has to be set up, and nothing is loaded before it is used. No key is
+--- mapped: >
+---
+---     vim.keymap.set({ "n", "x" }, "<Leader>r", ":Moonsand run<CR>")
+--- <
+
+local output = require "moonsand.nvim.output"
 
 local M = {}
 
---- What may be said in vim.g.moonsand.
+---@chapter 6 moonsand-options Options
+---
+--- What should be different goes into *g:moonsand* at any time. The defaults: >
+---
+---     {defaults}
+--- <
+--- For example, at most ten seconds and 512 megabytes: >
+---
+---     vim.g.moonsand = { run = { timeout = 10, limits = { memory = "512M" } } }
+--- <
+--- doc/manual.md has the options of the library.
 M.defaults = {
-  timeout = 60, -- seconds; false: none
-  height = 12, -- lines of the window
+  height = 12, -- lines of a window
   max_lines = 10000, -- that are kept of the output
-  languages = {}, -- filetype -> language, where they are not called the same
-  create = {}, -- options of moonsand.create
-  run = {}, -- options of box:run_code
+  languages = {}, -- what runs a filetype: { zsh = "bash" }
+  shell = { "/bin/sh", "-i", "+m" }, -- what :Moonsand shell runs
+  create = {}, -- options of moonsand.create: env, limits, …
+  run = {}, -- options of box:run_code: args, stdin, timeout, …
 }
 
---- Filetypes that are not the name of a language.
-local FILETYPES = {
-  javascriptreact = "javascript",
-  typescriptreact = "typescript",
-  zsh = "bash",
-}
-
----@class moonsand.NvimRun the last one, to be run again
+---@class moonsand.NvimRun
 ---@field buffer integer
 ---@field first? integer nil: the whole buffer
 ---@field last? integer
 ---@field language string
+---@field title string
 ---@field token? moonsand.Token while it runs
----@field stopped? boolean
 
-local run ---@type moonsand.NvimRun?
+local run ---@type moonsand.NvimRun? the last one
+local view ---@type moonsand.NvimOutput? where it shows
 
-local function notify(message, level)
+---@package
+function M.notify(message, level)
   vim.notify("moonsand: " .. message, vim.log.levels[level or "ERROR"])
 end
 
-local function config()
-  return vim.tbl_extend("force", M.defaults, vim.g.moonsand or {})
+--- What was raised or answered, without where and without our name, and what to do about it.
+---@package
+function M.explain(message, detail)
+  local fix = type(detail) == "table" and detail.fix
+  return tostring(message):gsub("\n.*", ""):gsub("^.-moonsand: ", "") .. (fix and "; " .. fix or "")
 end
 
---- Says what should be different; the same as setting vim.g.moonsand.
----@param opts? table see `defaults`
-function M.setup(opts)
-  vim.g.moonsand = vim.tbl_extend("force", vim.g.moonsand or {}, opts or {})
+--- The module and what is set, or why it cannot be used.
+---@package
+---@return table? moonsand, table|string settings
+function M.load()
+  local ok, moonsand = pcall(require, "moonsand")
+  if not ok then
+    local root = vim.fn.fnamemodify(debug.getinfo(1, "S").source:sub(2), ":p:h:h:h:h")
+    if not moonsand:find("module 'moonsand.core' not found", 1, true) then
+      return nil, moonsand
+    elseif vim.fn.filereadable(root .. "/Makefile") == 1 then
+      return nil, "the core is not built; run `make` in " .. root
+    end
+    return nil, "moonsand.core is not in package.cpath; see :help moonsand-install"
+  end
+  local types = vim.tbl_map(type, M.defaults)
+  local fine, set = pcall(require("moonsand.options").check, "g:moonsand", vim.g.moonsand, types)
+  if not fine then
+    return nil, M.explain(set)
+  end
+  return moonsand, vim.tbl_extend("force", M.defaults, set)
 end
 
---- The language of a buffer: that of the filetype.
+local function languages()
+  return require("moonsand.languages").by_name
+end
+
+--- The language of a buffer: the one that is named, or that of the filetype.
 ---@return string? language, string? message
-local function language_of(buffer)
+local function language_of(buffer, named, settings)
+  if named and not languages()[named] then
+    local near = require("moonsand.options").nearest(named, languages())
+    near = near and ("; did you mean %s?"):format(near) or ""
+    return nil, ("no language '%s'%s"):format(named, near)
+  elseif named then
+    return named
+  end
   local filetype = vim.bo[buffer].filetype
   if filetype == "" then
-    return nil, "no filetype here; try :Moonsand run python"
+    return nil, "the buffer has no filetype; name a language: :Moonsand run python"
   end
-  local language = config().languages[filetype] or FILETYPES[filetype] or filetype
-  if not place.languages()[language] then
-    return nil, ("cannot run '%s'; try :Moonsand run python"):format(filetype)
+  local language = settings.languages[filetype]
+    or filetype == "sh" and vim.b[buffer].is_bash and "bash" or filetype
+  if not languages()[language] then
+    return nil, ("cannot run the filetype '%s'; name a language: :Moonsand run python")
+      :format(filetype)
   end
   return language
 end
 
---- How a run ended, for people, and which kind of end that is.
+--- How a program ended, for people, and which kind of end that is.
+---@package
 ---@return string text, "ok"|"failed" kind
-local function ending(this, seconds, r, message, detail)
-  local after = (" after %.2f s"):format(seconds)
-  if r then
-    local how = r.status:gsub("_", " ")
-    if r.exit_code then
-      how = "exited with " .. r.exit_code
-    elseif r.signal and not r.timed_out then
-      how = "ended by SIG" .. r.signal
-    end
-    if r.limit then
-      how = how .. " (" .. r.limit .. ")"
-    end
-    if r.stage and r.stage ~= "run" then
-      how = r.stage .. ": " .. how
-    end
-    return how .. after, r.ok and "ok" or "failed"
-  elseif this.stopped then
-    return "stopped" .. after, "failed"
+function M.ending(r, seconds)
+  local how = r.status:gsub("_", " ")
+  if r.exit_code then
+    how = "exited with " .. r.exit_code
+  elseif r.limit then
+    how = "ended by its limit of " .. r.limit
+  elseif r.signal and not r.timed_out then
+    how = "ended by SIG" .. r.signal
   end
-  local fix = type(detail) == "table" and detail.fix
-  return message .. (fix and "; " .. fix or ""), "failed"
+  if r.stage and r.stage ~= "run" then
+    how = r.stage .. ": " .. how
+  end
+  return ("%s after %.2f s"):format(how, seconds), r.ok and "ok" or "failed"
 end
 
---- The whole life of a run, in a coroutine.
-local function perform(moonsand, this, code, settings)
-  local start = vim.loop.hrtime()
-  local box, message, _, detail = moonsand.create(settings.create)
-  local r
-  if box then
-    r, message, _, detail = box:run_code(code, vim.tbl_extend("force", {
-      language = this.language,
-      timeout = settings.timeout or nil,
-      cancel = this.token,
-      on_stdout = function(data)
-        view.add(this, data, "stdout")
-      end,
-      on_stderr = function(data)
-        view.add(this, data, "stderr")
-      end,
-    }, settings.run))
-    box:close()
-  end
-  if r and r.text then
-    view.add(this, r.text .. "\n", "value")
-  end
-  this.token = nil
-  local text, kind = ending(this, (vim.loop.hrtime() - start) / 1e9, r, message, detail)
-  view.finish(this, text, kind)
-end
-
---- The lines of a run. A range out of the middle of a block loses the indentation of all its lines.
+--- The lines of a run. Those out of the middle of a block lose the indentation that all have.
 local function code_of(this)
-  local lines = vim.api.nvim_buf_get_lines(this.buffer, (this.first or 1) - 1, this.last or -1, false)
-  local indent
+  local from, indent = (this.first or 1) - 1, nil
+  local lines = vim.api.nvim_buf_get_lines(this.buffer, from, this.last or -1, false)
   for _, line in ipairs(this.first and lines or {}) do
-    local blank = line:match "^%s*"
-    if blank ~= line then
-      while indent and blank:sub(1, #indent) ~= indent do
+    local blank, rest = line:match "^(%s*)(.*)$"
+    if rest ~= "" then
+      indent = indent or blank
+      while blank:sub(1, #indent) ~= indent do
         indent = indent:sub(1, -2)
       end
-      indent = indent or blank
     end
   end
   for i, line in ipairs(indent and lines or {}) do
@@ -133,111 +177,196 @@ local function code_of(this)
   return table.concat(lines, "\n") .. "\n"
 end
 
-local function begin(this)
-  local moonsand, message = place.load()
-  if not moonsand then
-    return notify(message)
+--- Does what a run does, in a task, and tells how it went.
+local function perform(moonsand, this, code, settings)
+  local start = vim.loop.hrtime()
+  local function show(kind)
+    return function(data)
+      if run == this then
+        view:take(moonsand, data, kind)
+      end
+    end
   end
+  local opts = vim.tbl_extend("force", { stdout = "discard" }, settings.run, {
+    language = this.language,
+    cancel = this.token,
+    on_stdout = show "stdout",
+    on_stderr = show "stderr",
+  })
+  local r, message, code_of_failure, detail = moonsand.with(settings.create, function(box)
+    return box:run_code(code, opts)
+  end)
+  if run ~= this then
+    return
+  end
+  local seconds = (vim.loop.hrtime() - start) / 1e9
+  if r and r.text then
+    view:add(r.text .. "\n", "value")
+  end
+  this.token = nil
+  if r then
+    view:finish(M.ending(r, seconds))
+  elseif code_of_failure == "cancelled" then
+    view:finish(("stopped after %.2f s"):format(seconds), "failed")
+  else
+    error(M.explain(message, detail), 0)
+  end
+end
+
+local function open_view(settings)
+  if not view or not view:is_valid() then
+    view = output.new("moonsand://output", {
+      height = settings.height,
+      max_lines = settings.max_lines,
+      on_close = M.stop,
+    })
+    view:map({ "n" }, "q", "close", function()
+      pcall(vim.api.nvim_win_close, 0, false) -- not the last one
+    end)
+    view:map({ "n" }, "r", "run again", M.rerun)
+    view:map({ "n" }, "s", "stop", M.stop)
+  end
+  view.height, view.max_lines = settings.height, settings.max_lines
+  view:show()
+end
+
+local function begin(moonsand, this, settings)
+  local code = code_of(this)
   M.stop()
-  local settings, code = config(), code_of(this)
-  this.token, this.stopped = moonsand.token(), false
-  run = this
-  view.open(this, ("%s: %s"):format(this.language, this.title), settings)
+  this.token, run = moonsand.token(), this
+  open_view(settings)
+  view:clear(("%s: %s"):format(this.language, this.title))
+  view:set_status "running"
   moonsand.task(perform, moonsand, this, code, settings):on_done(function(ok, err)
     if not ok then
       this.token = nil
-      view.finish(this, tostring(err), "failed")
+      M.notify(M.explain(err))
+      if run == this then
+        view:finish("failed: " .. M.explain(err), "failed")
+      end
     end
   end)
 end
 
---- Runs a buffer, or lines of it.
+---@chapter 7 moonsand-lua From Lua
+---
+--- What the commands do: *moonsand.nvim*
+---
+--- {functions}
+---
+--- The library works inside the editor, too: calls suspend the coroutine that
+--- makes them, and outside of coroutines they wait as |vim.wait()| does, until
+--- Ctrl-C. doc/neovim.md says more, doc/manual.md all the rest: >
+---
+---     local moonsand = require "moonsand"
+---     coroutine.wrap(function()
+---       local box = assert(moonsand.create())
+---       local r = assert(box:exec("uname -a"))
+---       vim.notify(r.stdout)
+---       box:close()
+---     end)()
+--- <
+
+--- Runs a buffer, the current one unless it is given, or lines of it.
 ---@param opts? { buffer?: integer, first?: integer, last?: integer, language?: string }
 function M.run(opts)
   opts = opts or {}
   local buffer = opts.buffer or vim.api.nvim_get_current_buf()
-  if view.is_output(buffer) then
+  if view and buffer == view.buffer then
     return M.rerun()
   end
-  local language, message = opts.language, nil
-  if not language then
-    language, message = language_of(buffer)
-  elseif not place.languages()[language] then
-    local near = require("moonsand.options").nearest(language, place.languages())
-    message = ("no language '%s'"):format(language) .. (near and "; did you mean " .. near .. "?" or "")
+  local moonsand, settings = M.load()
+  if not moonsand then
+    return M.notify(settings)
   end
-  if message then
-    return notify(message)
+  local language, message = language_of(buffer, opts.language, settings)
+  if not language then
+    return M.notify(message)
   end
   local name = vim.fn.fnamemodify(vim.api.nvim_buf_get_name(buffer), ":t")
   local lines = opts.first and (":%d-%d"):format(opts.first, opts.last) or ""
-  begin {
+  begin(moonsand, {
     buffer = buffer,
     first = opts.first,
     last = opts.last,
     language = language,
     title = (name ~= "" and name or "[No Name]") .. lines,
-  }
+  }, settings)
 end
 
 --- Runs what was run last, as it is now.
 function M.rerun()
   if not run then
-    return notify("nothing was run yet", "WARN")
+    return M.notify("nothing was run yet", "WARN")
   elseif not vim.api.nvim_buf_is_loaded(run.buffer) then
-    return notify("the buffer that was run is gone", "WARN")
+    return M.notify("the buffer that was run is gone", "WARN")
   end
-  local this = run
-  begin {
-    buffer = this.buffer,
-    first = this.first,
-    last = this.last,
-    language = this.language,
-    title = this.title,
-  }
+  local moonsand, settings = M.load()
+  if not moonsand then
+    return M.notify(settings)
+  end
+  begin(moonsand, vim.tbl_extend("force", {}, run), settings)
 end
 
---- Ends what runs.
----@return boolean stopped
+--- Ends what runs, if something does.
 function M.stop()
-  if not run or not run.token then
-    return false
+  if M.is_running() then
+    run.token:cancel "stopped"
   end
-  run.stopped = true
-  run.token:cancel "stopped"
-  return true
 end
 
 --- Whether something runs.
+---@return boolean
 function M.is_running()
   return run ~= nil and run.token ~= nil
 end
 
 -- ---------------------------------------------------------------- :Moonsand
 
-local subcommands = {
-  run = function(words, command)
-    local whole = command.range == 0
-    M.run {
-      language = words[2],
-      first = not whole and command.line1 or nil,
-      last = not whole and command.line2 or nil,
-    }
-  end,
-  rerun = function()
-    M.rerun()
-  end,
-  stop = function()
-    if not M.stop() then
-      notify("nothing runs", "WARN")
-    end
-  end,
-  output = function()
-    if not view.show(config()) then
-      notify("nothing was run yet", "WARN")
-    end
-  end,
-}
+---@chapter 3 moonsand-commands Commands
+
+local subcommands = {}
+
+---@command :Moonsand-run :[range]Moonsand run [language]
+--- Runs the buffer, or the lines of [range] without the indentation that they
+--- have in common, in a new sandbox. The text is taken as it is in the buffer; it
+--- need not be written. The language is that of the 'filetype', unless it is
+--- named: {languages}.
+--- What still runs from before is stopped.
+function subcommands.run(language, command)
+  local part = command.range > 0
+  M.run {
+    language = language,
+    first = part and command.line1 or nil,
+    last = part and command.line2 or nil,
+  }
+end
+
+---@command :Moonsand-stop :Moonsand stop
+--- Ends what runs, with all that it has started.
+function subcommands.stop()
+  if not M.is_running() then
+    return M.notify("nothing runs", "WARN")
+  end
+  M.stop()
+end
+
+---@command :Moonsand-rerun :Moonsand rerun
+--- Runs once more what was run last, the buffer or the same lines of it, with the
+--- text that is there now.
+function subcommands.rerun()
+  M.rerun()
+end
+
+---@command :Moonsand-shell :Moonsand shell
+--- Opens a shell in a new sandbox: see |moonsand-shell|.
+function subcommands.shell()
+  local moonsand, settings = M.load()
+  if not moonsand then
+    return M.notify(settings)
+  end
+  require("moonsand.nvim.shell").open(moonsand, settings)
+end
 
 local function names()
   local list = vim.tbl_keys(subcommands)
@@ -245,27 +374,32 @@ local function names()
   return list
 end
 
---- What `:Moonsand` does; `run` when nothing is said.
+---@command :Moonsand :[range]Moonsand
+--- The same as |:Moonsand-run|.
+---@package
 ---@param command table as nvim_create_user_command gives it
 function M.command(command)
   local words = vim.split(vim.trim(command.args), "%s+")
   local name = words[1] ~= "" and words[1] or "run"
-  local subcommand = subcommands[name]
-  if not subcommand then
-    return notify(("no subcommand '%s' (there are: %s)"):format(name, table.concat(names(), ", ")))
+  if not subcommands[name] then
+    local known = table.concat(names(), ", ")
+    return M.notify(("no subcommand '%s' (there are: %s)"):format(name, known))
+  elseif #words > (name == "run" and 2 or 1) then
+    return M.notify(("'%s' is too much for :Moonsand %s"):format(words[#words], name))
   end
-  subcommand(words, command)
+  subcommands[name](words[2], command)
 end
 
 --- Completes `:Moonsand`.
+---@package
 ---@return string[]
 function M.complete(lead, line)
-  local words = vim.split(line:gsub("^.-Moonsand!?%s*", ""), "%s+")
+  local words = vim.split(line:gsub("^.-Moonsand%s*", ""), "%s+")
   local candidates = {}
-  if #words <= 1 then
+  if #words == 1 then
     candidates = names()
   elseif #words == 2 and words[1] == "run" then
-    candidates = vim.tbl_keys(place.languages())
+    candidates = vim.tbl_keys(languages())
     table.sort(candidates)
   end
   return vim.tbl_filter(function(word)

@@ -1,200 +1,302 @@
---- The window with what a program prints. There is one buffer for it, used again by each run; the
---- last lines that fit are kept. Errors, the value of the last expression, and the line at the end
---- are marked by highlights.
+--- A window with what a program prints, and the buffer in it: the output of `:Moonsand run`, and
+--- what a shell says. Text comes in pieces of any size; it is put into the buffer a few dozen times
+--- a second, and only the last lines are kept, so that a flood does not stop the editor.
+
+---@chapter 4 moonsand-window The window
+---
+--- It opens below the others; the cursor stays where it is. It follows the output
+--- as long as its own cursor is in the last line. The last line, and the status
+--- line, say how the program ended and how long it took. The value of the last
+--- expression is shown too, where the language has such a thing (python).
+---
+--- When no window shows the output any more, the program is stopped: closing the
+--- window is enough. The text stays in the buffer "moonsand://output".
+---
+--- In the window:
+---         q       closes it
+---         r       |:Moonsand-rerun|
+---         s       |:Moonsand-stop|
+---
+--- The text is shown without the codes that color it in a terminal. After a
+--- carriage return a line begins anew, as progress bars want it. A line of more
+--- than 4096 bytes is shown as several. stdout and stderr share no line. A
+--- program that prints faster than the editor can show has to wait.
+---
+--- The buffer's 'filetype' is "moonsand", and *b:moonsand_status* is how things
+--- stand, for status lines of your own. Highlight groups:
+---
+--- *hl-MoonsandError*    what came on stderr
+--- *hl-MoonsandValue*    the value of the last expression
+--- *hl-MoonsandOk*       the last line, when all went well
+--- *hl-MoonsandFailed*   the last line, when it did not
 
 local api = vim.api
 
 local M = {}
 
-local NAME = "moonsand://output"
-local MAX_WIDTH = 4096 -- bytes; longer lines would make the editor slow
+local INTERVAL = 30 -- milliseconds between two looks at what has come
+local MAX_LINE = 4096 -- bytes; longer lines make the editor slow
+local MAX_PENDING = 1024 * 1024 -- bytes; with more, who prints has to wait
 local GROUPS = {
   stderr = { "MoonsandError", "DiagnosticError" },
   value = { "MoonsandValue", "Special" },
   ok = { "MoonsandOk", "Comment" },
   failed = { "MoonsandFailed", "WarningMsg" },
 }
+local LOOKS = "setlocal nonumber norelativenumber nolist nospell nocursorline winfixheight wrap "
+  .. "signcolumn=no foldcolumn=0 colorcolumn= "
+  .. [[statusline=\ %{get(b:,'moonsand_status','')}%<]]
 
 local space = api.nvim_create_namespace "moonsand"
-local buffer ---@type integer?
-local shown ---@type moonsand.NvimRun? the run whose output is shown
-local open_line = false -- the last line has no end yet
-local max_lines
 
----@return boolean
-function M.is_output(number)
-  return buffer ~= nil and number == buffer
-end
+---@class moonsand.NvimOutput
+---@field buffer integer
+---@field prompt boolean its last line is typed in, and no output
+---@field height integer
+---@field max_lines integer
+---@field heading string what it shows
+---@field pending { kind: string, data: string }[] not yet in the buffer
+---@field size integer bytes of it
+---@field scheduled boolean a flush is to come
+---@field open? { kind: string, data: string } the last line, which has no end yet
+---@field empty boolean nothing was put into the buffer
+local Output = {}
+Output.__index = Output
+Output.__name = "moonsand.NvimOutput"
 
-local function window()
-  for _, id in ipairs(buffer and vim.fn.win_findbuf(buffer) or {}) do
-    if api.nvim_win_get_tabpage(id) == api.nvim_get_current_tabpage() then
-      return id
-    end
-  end
-end
-
-local function make_buffer()
-  buffer = api.nvim_create_buf(false, true)
-  api.nvim_buf_set_name(buffer, NAME)
-  for name, value in pairs { bufhidden = "hide", buftype = "nofile", swapfile = false,
-    modifiable = false, undolevels = -1, filetype = "moonsand" } do
-    api.nvim_buf_set_option(buffer, name, value)
-  end
-  for key, call in pairs { q = "close", r = "rerun", s = "stop" } do
-    api.nvim_buf_set_keymap(buffer, "n", key, "", {
-      nowait = true,
-      desc = "moonsand: " .. call,
-      callback = function()
-        if call == "close" then
-          pcall(api.nvim_win_close, 0, false)
-        else
-          require("moonsand.nvim")[call]()
-        end
-      end,
-    })
-  end
+--- A buffer; `show` gives it a window.
+---@param name string
+---@param opts { prompt?: boolean, height: integer, max_lines: integer, on_close: fun() }
+---@return moonsand.NvimOutput
+function M.new(name, opts)
   for _, group in pairs(GROUPS) do
     api.nvim_set_hl(0, group[1], { link = group[2], default = true })
   end
+  local buffer = api.nvim_create_buf(false, true)
+  api.nvim_buf_set_name(buffer, name)
+  for option, value in pairs {
+    buftype = opts.prompt and "prompt" or "nofile",
+    bufhidden = opts.prompt and "wipe" or "hide",
+    modifiable = opts.prompt or false,
+    swapfile = false,
+    undolevels = -1,
+    filetype = "moonsand",
+  } do
+    api.nvim_buf_set_option(buffer, option, value)
+  end
+  api.nvim_create_autocmd({ "BufHidden", "BufUnload" },
+    { buffer = buffer, callback = opts.on_close })
+  return setmetatable({
+    buffer = buffer,
+    prompt = opts.prompt or false,
+    height = opts.height,
+    max_lines = math.max(opts.max_lines, 1),
+    heading = "",
+    pending = {},
+    size = 0,
+    scheduled = false,
+    open = nil,
+    empty = true,
+  }, Output)
 end
 
-local function set_local(id, values)
-  api.nvim_win_call(id, function()
-    for name, value in pairs(values) do
-      vim.opt_local[name] = value
+---@return boolean
+function Output:is_valid()
+  return api.nvim_buf_is_valid(self.buffer)
+end
+
+--- Calls a function when a key is typed in the buffer.
+---@param modes string[]
+function Output:map(modes, key, desc, fn)
+  for _, mode in ipairs(modes) do
+    api.nvim_buf_set_keymap(self.buffer, mode, key, "",
+      { nowait = true, desc = "moonsand: " .. desc, callback = fn })
+  end
+end
+
+--- Sees that there is a window in this tab page, and leaves the cursor where it is.
+---@return integer window
+function Output:show()
+  for _, window in ipairs(api.nvim_tabpage_list_wins(0)) do
+    if api.nvim_win_get_buf(window) == self.buffer then
+      return window
     end
-  end)
-end
-
---- Shows the window, leaving the cursor where it is. False when there is nothing to show.
-function M.show(settings)
-  if not buffer or not api.nvim_buf_is_valid(buffer) then
-    return false
-  elseif window() then
-    return true
   end
   local before = api.nvim_get_current_win()
-  local height = math.max(3, math.min(settings.height, math.floor(vim.o.lines / 2) - 1))
+  local height = math.max(3, math.min(self.height, math.floor(vim.o.lines / 2) - 1))
   vim.cmd(("botright %dsplit"):format(height))
-  local id = api.nvim_get_current_win()
-  api.nvim_win_set_buf(id, buffer)
-  set_local(id, { number = false, relativenumber = false, signcolumn = "no", list = false,
-    wrap = true, spell = false, winfixheight = true, foldcolumn = "0", cursorline = false,
-    colorcolumn = "" })
-  api.nvim_win_set_cursor(id, { api.nvim_buf_line_count(buffer), 0 })
+  local window = api.nvim_get_current_win()
+  api.nvim_win_set_buf(window, self.buffer)
+  vim.cmd(LOOKS)
+  api.nvim_win_set_cursor(window, { api.nvim_buf_line_count(self.buffer), 0 })
   api.nvim_set_current_win(before)
-  return true
+  return window
 end
 
---- How it stands, and of what: what does not fit is cut off at the end.
-local function set_title(state)
-  local id = window()
-  if id then
-    local text = (" %s  %s "):format(state, shown.heading):gsub("%%", "%%%%")
-    set_local(id, { statusline = text .. "%<" })
+--- Says how things stand.
+function Output:set_status(text)
+  vim.b[self.buffer].moonsand_status = ("%s  %s"):format(text, self.heading)
+  vim.cmd "redrawstatus!"
+end
+
+-- ---------------------------------------------------------------- text
+
+--- What a terminal would show of a line: of what was written over itself the last, and no codes.
+local function visible(line)
+  return (line:gsub("\r+$", ""):gsub("^.*\r", "")
+    :gsub("\27%][^\7\27]*\7?", "") -- titles, links
+    :gsub("\27%[[0-?]*[ -/]*[@-~]", "") -- colors, movements
+    :gsub("\27%[[0-?]*[ -/]*$", "") -- one that is still to come
+    :gsub("\27[ -/]*[0-~]?", ""))
+end
+
+--- Adds a line to a list, in pieces when it is long; none ends within a character.
+local function add_line(lines, kind, data)
+  local text, from = visible(data), 1
+  repeat
+    local to = from + MAX_LINE
+    while to <= #text and to > from + MAX_LINE - 4 and text:find("^[\128-\191]", to) do
+      to = to - 1
+    end
+    lines[#lines + 1] = { kind = kind, text = text:sub(from, to - 1) }
+    from = to
+  until from > #text
+end
+
+--- The lines of what is pending. The first of them stands for the one that had no end.
+function Output:take_lines()
+  local lines, open = {}, self.open
+  for _, piece in ipairs(self.pending) do
+    if open and open.kind ~= piece.kind then
+      add_line(lines, open.kind, open.data)
+      open = nil
+    end
+    local data, from = (open and open.data or "") .. piece.data, 1
+    local at = data:find("\n", from, true)
+    while at do
+      add_line(lines, piece.kind, data:sub(from, at - 1))
+      from = at + 1
+      at = data:find("\n", from, true)
+    end
+    local rest = data:sub(from):gsub("^.*\r([^\r])", "%1")
+    open = rest ~= "" and { kind = piece.kind, data = rest } or nil
   end
-end
-
-local function edit(first, last, lines)
-  api.nvim_buf_set_option(buffer, "modifiable", true)
-  api.nvim_buf_set_lines(buffer, first, last, false, lines)
-  api.nvim_buf_set_option(buffer, "modifiable", false)
-end
-
---- Begins a run: an empty window.
-function M.open(this, title, settings)
-  if not buffer or not api.nvim_buf_is_valid(buffer) then
-    make_buffer()
-  end
-  shown, open_line, max_lines = this, false, settings.max_lines
-  this.heading = title
-  edit(0, -1, {})
-  api.nvim_buf_clear_namespace(buffer, space, 0, -1)
-  M.show(settings)
-  set_title "running"
-end
-
---- Windows that show the end go on showing it.
-local function followers()
-  local list, count = {}, api.nvim_buf_line_count(buffer)
-  for _, id in ipairs(vim.fn.win_findbuf(buffer)) do
-    if api.nvim_win_get_cursor(id)[1] >= count then
-      list[#list + 1] = id
+  self.pending, self.size = {}, 0
+  if open then
+    add_line(lines, open.kind, open.data)
+    if #open.data > MAX_LINE then
+      open = nil -- what comes next begins a line
     end
   end
-  return list
-end
-
---- Lines as the editor can show them: no NULs, none too long.
-local function split(text)
-  local lines = {}
-  for line in (text .. "\n"):gmatch "([^\n]*)\n" do
-    line = line:gsub("\r$", ""):gsub("%z", "^@")
-    for at = 1, math.max(#line, 1), MAX_WIDTH do
-      lines[#lines + 1] = line:sub(at, at + MAX_WIDTH - 1)
-    end
-  end
+  self.open = open
   return lines
 end
 
---- Adds text behind what is there.
----@param kind "stdout"|"stderr"|"value"|"ok"|"failed"
-local function append(text, kind)
-  local follow = followers()
-  local ends = text:sub(-1) == "\n"
-  local lines = split(ends and text:sub(1, -2) or text)
-  local count = api.nvim_buf_line_count(buffer)
-  local first, column = count, 0
-  if open_line then
-    local start = api.nvim_buf_get_lines(buffer, count - 1, count, false)[1]
-    first, column = count - 1, #start
-    lines[1] = start .. lines[1]
-  elseif count == 1 and api.nvim_buf_get_lines(buffer, 0, 1, false)[1] == "" then
-    first = shown.began and 1 or 0
-  end
-  shown.began = true
-  if #lines > max_lines then
-    lines = vim.list_slice(lines, #lines - max_lines + 1)
-    column = 0
-  end
-  edit(first, -1, lines)
-  if GROUPS[kind] then
-    for i, line in ipairs(lines) do
-      local from = i == 1 and column or 0
-      if #line > from then
-        api.nvim_buf_set_extmark(buffer, space, first + i - 1, from,
-          { end_col = #line, hl_group = GROUPS[kind][1] })
-      end
-    end
-  end
-  open_line = not ends
-  count = api.nvim_buf_line_count(buffer)
-  if count > max_lines then
-    edit(0, count - max_lines, {})
-    count = max_lines
-  end
-  for _, id in ipairs(follow) do
-    api.nvim_win_set_cursor(id, { count, 0 })
-  end
+--- Replaces lines of the buffer, which nobody else may.
+function Output:edit(first, last, texts)
+  api.nvim_buf_set_option(self.buffer, "modifiable", true)
+  api.nvim_buf_set_lines(self.buffer, first, last, false, texts)
+  api.nvim_buf_set_option(self.buffer, "modifiable", self.prompt)
 end
 
---- What a run printed. Nothing, when another run is shown by now.
-function M.add(this, data, kind)
-  if this == shown and api.nvim_buf_is_valid(buffer) then
-    append(data, kind)
-  end
+--- Windows that show the end go on showing it.
+function Output:followers()
+  local count = api.nvim_buf_line_count(self.buffer)
+  return vim.tbl_filter(function(window)
+    return api.nvim_win_get_cursor(window)[1] >= count
+  end, vim.fn.win_findbuf(self.buffer))
 end
 
---- The end of a run.
----@param kind "ok"|"failed"
-function M.finish(this, text, kind)
-  if this ~= shown or not api.nvim_buf_is_valid(buffer) then
+--- Puts what is pending into the buffer.
+function Output:flush()
+  if not self:is_valid() or #self.pending == 0 then
     return
   end
-  append((open_line and "\n" or "") .. "[" .. text .. "]\n", kind)
-  shown.state = text
-  set_title(text)
+  local windows = self:followers()
+  local last = api.nvim_buf_line_count(self.buffer) - (self.prompt and 1 or 0)
+  local first = self.empty and 0 or last - (self.open and 1 or 0)
+  local lines = self:take_lines()
+  if #lines > self.max_lines then
+    lines = vim.list_slice(lines, #lines - self.max_lines + 1)
+  end
+  self.empty = false
+  api.nvim_buf_clear_namespace(self.buffer, space, first, last)
+  self:edit(first, last, vim.tbl_map(function(line)
+    return line.text
+  end, lines))
+  for i, line in ipairs(lines) do
+    local group = GROUPS[line.kind]
+    if group then
+      api.nvim_buf_set_extmark(self.buffer, space, first + i - 1, 0,
+        { end_col = #line.text, hl_group = group[1] })
+    end
+  end
+  local excess = first + #lines - self.max_lines
+  if excess > 0 then
+    self:edit(0, excess, {})
+  end
+  for _, window in ipairs(windows) do
+    local column = self.prompt and api.nvim_win_get_cursor(window)[2] or 0
+    api.nvim_win_set_cursor(window, { api.nvim_buf_line_count(self.buffer), column })
+  end
+end
+
+--- Takes a piece of output.
+---@param data string
+---@param kind "stdout"|"stderr"|"value"|"ok"|"failed"
+function Output:add(data, kind)
+  self.pending[#self.pending + 1] = { kind = kind, data = data }
+  self.size = self.size + #data
+  if not self.scheduled then
+    self.scheduled = true
+    vim.defer_fn(function()
+      self.scheduled = false
+      self:flush()
+    end, INTERVAL)
+  end
+end
+
+--- Takes a piece of a program's output; makes the program wait while there is too much.
+---@param moonsand table
+function Output:take(moonsand, data, kind)
+  self:add(data, kind)
+  while self.size > MAX_PENDING and self:is_valid() do
+    moonsand.sleep(INTERVAL / 1000)
+  end
+end
+
+--- Begins anew.
+---@param heading string
+function Output:clear(heading)
+  self.pending, self.size, self.open, self.empty = {}, 0, nil, true
+  self.heading = heading
+  api.nvim_buf_clear_namespace(self.buffer, space, 0, -1)
+  self:edit(0, -1, {})
+end
+
+--- The line that is open gets no more.
+function Output:end_line()
+  self:flush()
+  self.open = nil
+end
+
+--- Says how it ended. What is typed has nowhere to go any more.
+---@param kind "ok"|"failed"
+function Output:finish(text, kind)
+  if not self:is_valid() then
+    return
+  end
+  self:add("[" .. text .. "]\n", kind)
+  self:flush()
+  if self.prompt then
+    self.prompt = false
+    if api.nvim_get_current_buf() == self.buffer then
+      vim.cmd "stopinsert"
+    end
+    api.nvim_buf_set_option(self.buffer, "buftype", "nofile")
+    self:edit(-2, -1, {})
+  end
+  self:set_status(text)
 end
 
 return M

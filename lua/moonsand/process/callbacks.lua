@@ -88,29 +88,31 @@ function M.make(process, opts)
   return handlers
 end
 
---- Gives the callbacks what there is. They may wait, and raise.
+--- Gives the callbacks a piece of each stream. They may wait, and raise. Not all that there is: while
+--- they wait more may come, for ever, and who calls has more to look at than that.
 ---@param handlers table<string, function[]>
 ---@param program table
+---@return boolean moved false: there was nothing
 function M.pump(handlers, program)
-  local moved
-  repeat
-    moved = false
-    for _, name in ipairs { "stdout", "stderr" } do
-      local list = handlers[name]
-      local data = list and program[name]:take("chunk", 0)
-      if data then
-        moved = true
-        for _, handle in ipairs(list) do
-          handle(data)
-        end
+  local moved = false
+  for _, name in ipairs { "stdout", "stderr" } do
+    local list = handlers[name]
+    local data = list and program[name]:take("chunk", 0)
+    if data then
+      moved = true
+      for _, handle in ipairs(list) do
+        handle(data)
       end
     end
-  until not moved
+  end
+  return moved
 end
 
 --- Gives them the rest, and says that it was.
 function M.finish(handlers, program)
-  M.pump(handlers, program)
+  repeat
+    local moved = M.pump(handlers, program)
+  until not moved
   for _, name in ipairs { "stdout", "stderr" } do
     for _, handle in ipairs(handlers[name] or {}) do
       handle(nil)

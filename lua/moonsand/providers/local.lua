@@ -221,7 +221,8 @@ function Sandbox:forget(program)
 end
 
 --- Asks for a program to be started; answers at once.
----@param spec table argv, env (list), cwd, umask, timeout, grace, max_output, limits, leave, merge, quiet; stdin, stdout, stderr: true for a pipe
+---@param spec table argv, env (list), cwd, umask, timeout, grace, max_output, limits, leave, merge,
+---  quiet; stdin, stdout, stderr: true for a pipe
 ---@return moonsand.local.Program? program, string? message, string? code, table? detail
 function Sandbox:start(spec)
   sweep(self)
