@@ -17,6 +17,7 @@
 #include <limits.h>
 #include <linux/close_range.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,6 +32,8 @@
 #define PASS_INTERVAL_NS UINT64_C(1000000)
 /* How long a child may take to become its program, while others run that may hinder it. */
 enum { START_ROUNDS = 100, START_ROUND_MS = 20 };
+/* Of the stack on which a child runs before its exec. */
+enum { CHILD_STACK = 16 * 1024 };
 /* Where the numbered entries of a /proc directory stream begin. */
 #define PROC_FIRST_PID 256
 
@@ -114,21 +117,19 @@ static size_t signal_tree(uint64_t tag, int number) {
 
 /* Starting ------------------------------------------------------------------------------------ */
 
-/* What went wrong in a child before its program ran: written by the child of vfork, which shares
- * our memory, or sent through a pipe by that of fork. */
+/* What went wrong in a child before its program ran: that of a program shares our memory, that of
+ * a worker sends it through the pipe, which exec closes. */
 typedef struct failure {
   int error;
   const char *what; /* a literal: the same address in a fork */
 } failure;
 
 static volatile failure child_failure;
-static int report_fd = -1; /* in the child of fork: the pipe, which exec closes */
+static int report_fd; /* in the child */
 
 static _Noreturn void child_fail(const char *what) {
   failure f = {.error = errno, .what = what};
-  child_failure.error = f.error;
-  child_failure.what = f.what;
-  if (report_fd >= 0 && write(report_fd, &f, sizeof f) < 0) {
+  if (write(report_fd, &f, sizeof f) < 0) {
     /* The agent sees the end of the pipe, and then our exit status. */
   }
   _exit(127);
@@ -145,8 +146,8 @@ static void child_limit(int resource, uint64_t value) {
     child_fail("limits");
 }
 
-/* Everything between the fork and the program: only async-signal-safe calls, no memory changed
- * that the agent reads, but for the report of a failure. */
+/* Everything before the program: only async-signal-safe calls, no memory changed that the agent
+ * reads meanwhile. */
 static void child_prepare(const ms_exec *e, const int *stdio, uint64_t tag) {
   setsid();
   for (int fd = 0; fd < 3; fd++)
@@ -214,17 +215,24 @@ static _Noreturn void child_exec(char *const *argv, char *const *envp) {
   child_fail("program");
 }
 
-static _Noreturn void child_run(const ms_exec *e, const int *stdio, uint64_t tag, char *const *argv,
-                                char *const *envp) {
-  child_prepare(e, stdio, tag);
-  if (!(e->flags & MS_EXEC_WORKER))
-    child_exec(argv, envp);
+typedef struct child {
+  const ms_exec *exec;
+  const int *stdio;
+  uint64_t tag;
+  char *const *argv, *const *envp;
+} child;
+
+static int child_run(void *argument) {
+  const child *c = argument;
+  child_prepare(c->exec, c->stdio, c->tag);
+  if (!(c->exec->flags & MS_EXEC_WORKER))
+    child_exec(c->argv, c->envp);
   syscall(SYS_close_range, 3, ~0u, 0); /* the report too: it runs */
-  _exit(ms_worker_main((int)e->argc, (char **)argv));
+  _exit(ms_worker_main((int)c->exec->argc, (char **)c->argv));
 }
 
-/* Waits until the forked child has become its program, or says why not. What runs inside may have
- * stopped it: then it is told to go on, and given up in the end. */
+/* Waits until the child has become its program, or says why not. What runs inside may have stopped
+ * it, again and again: then it is told to go on, and given up in the end. */
 static void await_report(int fd, pid_t pid) {
   struct pollfd report = {.fd = fd, .events = POLLIN};
   for (int round = 0; round < START_ROUNDS; round++) {
@@ -243,46 +251,31 @@ static void await_report(int fd, pid_t pid) {
   child_failure.what = "start";
 }
 
-static pid_t spawn_fork(const ms_exec *e, const int *stdio, uint64_t tag, char *const *argv,
-                        char *const *envp) {
+/* A process, or -1 and child_failure. A program's child shares our memory until its exec, for speed,
+ * with a stack of its own in this frame; not by vfork, whose caller cannot be woken while somebody
+ * inside keeps the child stopped. A worker goes on with a copy. */
+static pid_t spawn(const ms_exec *e, const int *stdio, uint64_t tag, char *const *argv,
+                   char *const *envp) {
+  _Alignas(16) char stack[CHILD_STACK];
+  child c = {.exec = e, .stdio = stdio, .tag = tag, .argv = argv, .envp = envp};
   int report[2];
-  if (pipe2(report, O_CLOEXEC) < 0)
+  child_failure.error = 0;
+  if (pipe2(report, O_CLOEXEC) < 0) {
+    child_failure.error = errno, child_failure.what = "fork";
     return -1;
-  pid_t pid = fork();
-  if (pid == 0) {
-    report_fd = report[1];
-    child_run(e, stdio, tag, argv, envp);
   }
-  int error = errno;
+  report_fd = report[1];
+  pid_t pid = e->flags & MS_EXEC_WORKER
+                  ? fork()
+                  : clone(child_run, stack + sizeof stack, CLONE_VM | SIGCHLD, &c);
+  if (pid == 0)
+    child_run(&c);
+  if (pid < 0)
+    child_failure.error = errno, child_failure.what = "fork";
   close(report[1]);
   if (pid > 0)
     await_report(report[0], pid);
   close(report[0]);
-  errno = error;
-  return pid;
-}
-
-/* True when nothing else lives in the sandbox: every orphan is a child of ours. */
-static bool alone(void) {
-  siginfo_t info;
-  return waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) < 0;
-}
-
-/* A process, or -1 and child_failure. vfork is faster, but waits without end for a child that is
- * stopped before its exec: only when there is nobody who could do that. */
-static pid_t spawn(const ms_exec *e, const int *stdio, uint64_t tag, char *const *argv,
-                   char *const *envp) {
-  child_failure.error = 0;
-  pid_t pid;
-  if (e->flags & MS_EXEC_WORKER || !alone()) {
-    pid = spawn_fork(e, stdio, tag, argv, envp);
-  } else {
-    pid = vfork();
-    if (pid == 0)
-      child_run(e, stdio, tag, argv, envp);
-  }
-  if (pid < 0)
-    child_failure.error = errno, child_failure.what = "fork";
   return pid; /* one that failed is reaped like any other */
 }
 
