@@ -1244,7 +1244,7 @@ guarded("moonsand.files", function()
       probe("many", "t", "50000")
       local p = start_probe("storm", "19")
       local list, _, code = files:list("t", 1)
-      assert.is_true(list ~= nil or code == "timeout", code)
+      assert.is_true(list ~= nil or code == "timeout" or code == "lost", code) -- it is killed then
       p:close()
       assert.equal(50000, #assert(files:list("t", 20)))
     end)

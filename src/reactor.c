@@ -526,9 +526,12 @@ static int reactor_fd(lua_State *L) {
   return 1;
 }
 
-/* step(timeout) -> how many ids are ready */
+/* step(timeout) -> how many ids are ready; nothing after a close or in a forked child */
 static int reactor_step_method(lua_State *L) {
-  ms_reactor *r = check_usable(L);
+  ms_reactor *r = ms_reactor_check(L, 1);
+  if (ms_reactor_foreign(r)) {
+    return 0;
+  }
   lua_Number timeout = luaL_optnumber(L, 2, -1);
   luaL_argcheck(L, timeout == timeout, 2, "not a number of seconds");
   int error = reactor_step(r, timeout > FOR_EVER ? -1 : timeout);

@@ -9,7 +9,8 @@
 ---     end
 ---
 --- What is waited for is a *waitable*: a C object with `:id()` and `:arm()`, whose wake puts its id
---- on the reactor's ready list, or a `loop.signal()`. Waking in vain is harmless.
+--- on the reactor's ready list; or a `loop.signal()`, or a table that has one behind its `add` and
+--- `remove`. Waking in vain is harmless.
 ---
 --- How a coroutine is suspended, or a thread blocked, is up to the *host*: a table of
 ---
@@ -63,6 +64,7 @@ local owners = setmetatable({}, weak) -- coroutine -> the task that it runs
 local outer = setmetatable({}, weak) -- coroutine of a wrapped generator -> who resumed it
 local blocked = setmetatable({}, weak) -- the same: true when it was resumed where it cannot yield
 local guards = setmetatable({}, weak) -- coroutine -> list of what `guard` gave, which holds it
+local NONE = {}
 local late = {} -- functions that a finalizer left for the next turn
 local chosen -- the host of `use`
 local hosts = {} -- by name, those that were needed
@@ -126,17 +128,18 @@ local function named(name)
   return host
 end
 
+local loaded = package.loaded
 local globals = _G -- in nginx, this file's own may be a request's
 
 --- The name of the host that fits: nginx and Neovim run one loop, which must not be blocked; luv
 --- is used when the program loaded it.
 local function fitting()
   local ngx, vim = globals.ngx, globals.vim
-  if type(ngx) == "table" and ngx.get_phase then
+  if ngx and type(ngx) == "table" and ngx.get_phase then
     return "ngx"
-  elseif type(vim) == "table" and (vim.uv or vim.loop) then
+  elseif vim and type(vim) == "table" and (vim.uv or vim.loop) then
     return "nvim"
-  elseif package.loaded.luv then
+  elseif loaded.luv then
     return "luv"
   end
   return "plain"
@@ -362,16 +365,16 @@ end
 ---@return boolean? something happened
 ---@return string? message, string? code, table? detail
 function M.step(timeout)
-  if timeout ~= nil and (type(timeout) ~= "number" or timeout ~= timeout) then
+  local pending = (chosen or hosts[fitting()] or NONE).pending
+  if (timeout == 0 or timeout == nil) and reactor and not late[1]
+    and not (pending and pending()) and reactor:step(0) == 0 then
+    return false -- nothing to do: the common case of a game's frame, and so kept short
+  elseif timeout ~= nil and (type(timeout) ~= "number" or timeout ~= timeout) then
     errors.raise(2, "loop.step: the timeout must be a number of seconds, got %s", tostring(timeout))
   end
   local host = M.host()
   if host.never_blocks and timeout and timeout ~= 0 then
     errors.raise(2, "loop.step: this host must not be blocked; only step(0) is allowed")
-  end
-  if (timeout == nil or timeout == 0) and reactor and not late[1]
-    and not (host.pending and host.pending()) and not reactor:foreign() and reactor:step(0) == 0 then
-    return false -- nothing to do: the common case of a game's frame, and so kept short
   end
   local ran = host.run and host.run()
   if ran or timeout == nil then
@@ -483,8 +486,6 @@ end
 
 -- ---------------------------------------------------------------- waiting
 
-local NONE = {}
-
 --- The limits of one call, computed once and passed down. The options were checked already.
 ---@param opts? { timeout?: number, cancel?: moonsand.Token }
 ---@param shield? boolean the wait goes on when the task is cancelled: for cleaning up
@@ -537,7 +538,7 @@ local function watch(waiter, first, ...)
     return
   end
   local key = first
-  if getmetatable(first) == Signal then
+  if type(first) == "table" then
     first:add(waiter)
   else
     key = first:id()

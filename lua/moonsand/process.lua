@@ -204,6 +204,15 @@ local function await_start(self, limits)
   end
 end
 
+--- Gives the callbacks what there is. While one waits more may come, for ever, so the limits are
+--- looked at between two pieces.
+local function pump(self, token)
+  repeat
+    local moved = callbacks.pump(self.handlers, self.program)
+    police(self)
+  until not moved or token and token:cancelled()
+end
+
 --- Waits for the end and keeps the outcome. Answers nothing, or the failure of the wait itself.
 ---@param pumping boolean serve the callbacks meanwhile
 ---@param collecting? boolean collect what nobody reads any more
@@ -219,7 +228,7 @@ local function await_end(self, limits, pumping, collecting)
       end
     end
     if pumping then
-      callbacks.pump(self.handlers, program)
+      pump(self, limits.token)
     end
     local exit, message, code, detail = program:ended()
     if exit then

@@ -60,7 +60,7 @@ local function limit_hit(exit, limits)
   elseif signal == signals.numbers.XFSZ and limits.file_size then
     return "file_size"
   elseif signal == signals.numbers.KILL and limits.cpu_time and not exit.reason
-    and exit.usage.cpu_time >= limits.cpu_time then
+    and exit.usage and exit.usage.cpu_time >= limits.cpu_time then
     return "cpu_time"
   end
 end

@@ -4,35 +4,23 @@
 
 local behaviour = require "hosts.behaviour"
 local core = require "moonsand.core"
+local nginx = require "support.nginx"
 local support = require "support.init"
 
-local quote = support.quote
+local quote, must = support.quote, nginx.must
+local sleepers, await_sleepers = nginx.sleepers, nginx.await_sleepers
 local BUILD = os.getenv "MOONSAND_BUILD" or "build"
-
-local function must(command)
-  local output, status = support.run(command)
-  if status ~= 0 then
-    error(("%s: status %d\n%s"):format(command, status, output), 2)
-  end
-  return output
-end
 
 -- ---------------------------------------------------------------- a server
 
-local Server = {}
-Server.__index = Server
-
-local count = 0
-
 local function start(opts)
   opts = opts or {}
-  local self = setmetatable({ allowed = opts.allowed }, Server)
   local dir = must "mktemp -d":gsub("%s+$", "")
-  self.dir = dir
+  local self = nginx.server { dir = dir, path = "/content", allowed = opts.allowed }
   local modules = must "nginx -V":match "%-%-modules%-path=(%S+)"
   must(([[cd %s && mkdir lua so tmp && chmod 755 . && cp -R "$OLDPWD"/lua/moonsand lua &&
     cp "$OLDPWD"/spec/hosts/ngx_app.lua "$OLDPWD"/spec/hosts/behaviour.lua lua && cp -R "$OLDPWD"/%s/jit/moonsand so &&
-    openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -subj /CN=localhost \
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout key.pem -out cert.pem -subj /CN=localhost \
       -days 2 2>/dev/null]]):format(dir, BUILD))
   local root = must "id -u" == "0\n"
   if root then
@@ -57,128 +45,6 @@ local function start(opts)
     return self.pid and #self:workers() == (opts.workers or 1) and self:get "/hello" == "hello\n"
   end)
   return self
-end
-
---- The worker processes, without those of an older generation that are about to leave.
-function Server:workers()
-  local found = {}
-  for pid, process in pairs(support.processes()) do
-    local line = process.ppid == self.pid and support.read("/proc/" .. pid .. "/cmdline") or ""
-    if line:find("worker process", 1, true) and not line:find("shutting down", 1, true) then
-      found[#found + 1] = pid
-    end
-  end
-  return found
-end
-
-local function curl(self, path, options)
-  return ("curl -sS --unix-socket %s/http.sock %s http://localhost%s"):format(self.dir, options or "",
-    path)
-end
-
---- A file with code that a request sends.
-function Server:body(code)
-  count = count + 1
-  return support.write(("%s/body-%d"):format(self.dir, count), code)
-end
-
---- Starts a request: what it gives is read at the end.
-function Server:begin(code, path, options)
-  local command = curl(self, path or "/content",
-    ("--data-binary @%s -w '%%{http_code}' %s"):format(self:body(code), options or ""))
-  local pipe = assert(io.popen(command .. " 2>&1"))
-  return function()
-    local text = pipe:read "*a"
-    pipe:close()
-    return text:match "^(.*)(%d%d%d)$"
-  end
-end
-
---- Runs code inside and gives what it returned, a line each.
-function Server:run(code, path)
-  local text, status = self:begin(code, path)()
-  if status ~= "200" then
-    error(("status %s: %s"):format(tostring(status), tostring(text)), 2)
-  end
-  return text
-end
-
-function Server:get(path)
-  return (support.run(curl(self, path)))
-end
-
-function Server:signal(name, pid)
-  must(("kill -%s %d"):format(name, pid or self.pid))
-end
-
---- What a worker holds. Programs that run count as children.
-function Server:holdings(pid)
-  pid = pid or self:workers()[1]
-  return {
-    files = (support.fds(pid)),
-    threads = #support.native().list("/proc/" .. pid .. "/task"),
-    children = #support.descendants(pid),
-  }
-end
-
---- Waits until the worker has no more than it had.
-function Server:assert_no_more(before, pid)
-  support.eventually(10, "something was left", function()
-    local now = self:holdings(pid)
-    for name, number in pairs(before) do
-      if now[name] > number then
-        return nil, ("%s: %d, not %d"):format(name, now[name], number)
-      end
-    end
-    return true
-  end)
-end
-
---- Lines of the log that say that something is wrong.
-function Server:complaints()
-  local found = {}
-  for line in (support.read(self.dir .. "/error.log") or ""):gmatch "[^\n]+" do
-    local level = line:match "^%S+ %S+ %[(%a+)%]"
-    if level ~= "notice" and level ~= "info" and level ~= "debug"
-      and not (self.allowed and line:find(self.allowed)) then
-      found[#found + 1] = line
-    end
-  end
-  return found
-end
-
-function Server:stop()
-  local pid = self.pid
-  self.pid = nil
-  if pid and support.process(pid) then
-    support.run("kill -QUIT " .. pid)
-    local deadline = core.now() + 10
-    while support.process(pid) and core.now() < deadline do
-      support.native().pause(0.01)
-    end
-    if support.process(pid) then
-      support.run("kill -KILL " .. pid)
-      error "nginx did not leave within ten seconds"
-    end
-  end
-end
-
---- The programs of all sandboxes with this argument, a number that nobody else uses.
-local function sleepers(seconds)
-  local n = 0
-  for pid in pairs(support.processes()) do
-    if (support.read("/proc/" .. pid .. "/cmdline") or "") == ("sleep\0%s\0"):format(seconds) then
-      n = n + 1
-    end
-  end
-  return n
-end
-
-local function await_sleepers(seconds, number, within)
-  support.eventually(within or 5, "programs: sleep " .. seconds, function()
-    local now = sleepers(seconds)
-    return now == number, ("%d, not %d"):format(now, number)
-  end)
 end
 
 -- ---------------------------------------------------------------- the suite
@@ -470,7 +336,7 @@ describe("moonsand in nginx", function()
       server:run [[app.box = moonsand.assert(moonsand.create())]]
       local began = core.now()
       local pending = server:begin [[return moonsand.assert(app.box:exec("sleep 2")).ok]]
-      local times = must(curl(server, "'/hello?[1-3000]'", "-w '%{time_total}\\n'"))
+      local times = must(server:curl("'/hello?[1-3000]'", "-w '%{time_total}\\n'"))
       assert.is_true(core.now() - began < 2, "too slow to tell")
       local list = {}
       for time in times:gmatch "(%d+%.%d+)\n" do
@@ -488,7 +354,7 @@ describe("moonsand in nginx", function()
         return moonsand.assert(box:exec("echo x")).stdout
       end)]]
       local function rounds(n)
-        local text = must(curl(server, ("'/content?[1-%d]'"):format(n), "--data-binary @" .. job))
+        local text = must(server:curl(("'/content?[1-%d]'"):format(n), "--data-binary @" .. job))
         assert.equal(("x\n\n"):rep(n), text)
       end
       rounds(5)
@@ -599,7 +465,7 @@ describe("moonsand in nginx", function()
       local clients = {}
       for i = 1, 6 do
         clients[i] = assert(io.popen(([[end=$(($(date +%%s) + 4))
-          while [ $(date +%%s) -lt $end ]; do %s; done 2>&1]]):format(curl(server, "/content",
+          while [ $(date +%%s) -lt $end ]; do %s; done 2>&1]]):format(server:curl("/content",
           "-w '%{http_code}\\n' -H 'Connection: close' --data-binary @" .. job))))
       end
       local old = server:workers()
@@ -683,12 +549,12 @@ describe("moonsand in nginx", function()
       local job = server:body [[return moonsand.with({}, function(box)
         return moonsand.assert(box:exec("echo x")).stdout
       end)]]
-      must(curl(server, "/content", "--data-binary @" .. job))
+      must(server:curl("/content", "--data-binary @" .. job))
       support.native().pause(0.5)
       local before = server:holdings()
       local clients = {}
       for i = 1, 4 do
-        clients[i] = assert(io.popen(curl(server, "'/content?[1-25]'", "--data-binary @" .. job)))
+        clients[i] = assert(io.popen(server:curl("'/content?[1-25]'", "--data-binary @" .. job)))
       end
       for i = 1, 4 do
         local text = clients[i]:read "*a"
@@ -732,7 +598,7 @@ describe("moonsand in nginx", function()
       end)]]
       local clients = {}
       for i = 1, 4 do
-        clients[i] = assert(io.popen(curl(server, "'/content?[1-15]'",
+        clients[i] = assert(io.popen(server:curl("'/content?[1-15]'",
           "-H 'Connection: close' --data-binary @" .. job)))
       end
       for i = 1, 4 do

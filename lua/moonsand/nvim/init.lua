@@ -95,16 +95,14 @@ end
 ---@package
 ---@return table? moonsand, table|string settings
 function M.load()
-  local ok, moonsand = pcall(require, "moonsand")
-  if not ok then
+  if not package.searchpath("moonsand.core", package.cpath) then
     local root = vim.fn.fnamemodify(debug.getinfo(1, "S").source:sub(2), ":p:h:h:h:h")
-    if not moonsand:find("module 'moonsand.core' not found", 1, true) then
-      return nil, moonsand
-    elseif vim.fn.filereadable(root .. "/Makefile") == 1 then
+    if vim.fn.filereadable(root .. "/Makefile") == 1 then
       return nil, "the core is not built; run `make` in " .. root
     end
     return nil, "moonsand.core is not in package.cpath; see :help moonsand-install"
   end
+  local moonsand = require "moonsand"
   local types = vim.tbl_map(type, M.defaults)
   local fine, set = pcall(require("moonsand.options").check, "g:moonsand", vim.g.moonsand, types)
   if not fine then
@@ -188,6 +186,7 @@ local function perform(moonsand, this, code, settings)
     end
   end
   local opts = vim.tbl_extend("force", { stdout = "discard" }, settings.run, {
+    env = vim.tbl_extend("force", { PYTHONUNBUFFERED = "1" }, settings.run.env or {}),
     language = this.language,
     cancel = this.token,
     on_stdout = show "stdout",

@@ -20,7 +20,9 @@
 --- The text is shown without the codes that color it in a terminal. After a
 --- carriage return a line begins anew, as progress bars want it. A line of more
 --- than 4096 bytes is shown as several. stdout and stderr share no line. A
---- program that prints faster than the editor can show has to wait.
+--- program that prints faster than the editor can show has to wait. One that
+--- sees no terminal may hold its output back until it has much of it, or ends;
+--- python is told not to.
 ---
 --- The buffer's 'filetype' is "moonsand", and *b:moonsand_status* is how things
 --- stand, for status lines of your own. Highlight groups:
@@ -59,7 +61,7 @@ local space = api.nvim_create_namespace "moonsand"
 ---@field size integer bytes of it
 ---@field scheduled boolean a flush is to come
 ---@field open? { kind: string, data: string } the last line, which has no end yet
----@field empty boolean nothing was put into the buffer
+---@field empty boolean the buffer's one line is there because it must have one
 local Output = {}
 Output.__index = Output
 Output.__name = "moonsand.NvimOutput"
@@ -96,7 +98,7 @@ function M.new(name, opts)
     size = 0,
     scheduled = false,
     open = nil,
-    empty = true,
+    empty = not opts.prompt,
   }, Output)
 end
 
@@ -143,6 +145,9 @@ end
 
 --- What a terminal would show of a line: of what was written over itself the last, and no codes.
 local function visible(line)
+  if not line:find "[\r\27]" then
+    return line
+  end
   return (line:gsub("\r+$", ""):gsub("^.*\r", "")
     :gsub("\27%][^\7\27]*\7?", "") -- titles, links
     :gsub("\27%[[0-?]*[ -/]*[@-~]", "") -- colors, movements
@@ -163,15 +168,32 @@ local function add_line(lines, kind, data)
   until from > #text
 end
 
+--- The last lines of a text; nil when that is all of it.
+local function tail(text, count)
+  for at = #text - 1, #text > count and 1 or #text, -1 do
+    if text:byte(at) == 10 then
+      count = count - 1
+      if count == 0 then
+        return text:sub(at + 1)
+      end
+    end
+  end
+end
+
 --- The lines of what is pending. The first of them stands for the one that had no end.
 function Output:take_lines()
   local lines, open = {}, self.open
   for _, piece in ipairs(self.pending) do
-    if open and open.kind ~= piece.kind then
-      add_line(lines, open.kind, open.data)
+    local last = tail(piece.data, self.max_lines)
+    if last then -- what was before need not be looked at
+      lines, open = {}, nil
+    elseif open and open.kind ~= piece.kind then
+      if open.data:sub(-1) ~= "\r" then -- else it was to be written over
+        add_line(lines, open.kind, open.data)
+      end
       open = nil
     end
-    local data, from = (open and open.data or "") .. piece.data, 1
+    local data, from = (open and open.data or "") .. (last or piece.data), 1
     local at = data:find("\n", from, true)
     while at do
       add_line(lines, piece.kind, data:sub(from, at - 1))
@@ -233,6 +255,7 @@ function Output:flush()
   end
   local excess = first + #lines - self.max_lines
   if excess > 0 then
+    api.nvim_buf_clear_namespace(self.buffer, space, 0, excess) -- marks outlive their lines
     self:edit(0, excess, {})
   end
   for _, window in ipairs(windows) do

@@ -88,8 +88,7 @@ function M.make(process, opts)
   return handlers
 end
 
---- Gives the callbacks a piece of each stream. They may wait, and raise. Not all that there is: while
---- they wait more may come, for ever, and who calls has more to look at than that.
+--- Gives the callbacks a piece of each stream. They may wait, and raise.
 ---@param handlers table<string, function[]>
 ---@param program table
 ---@return boolean moved false: there was nothing
