@@ -538,7 +538,7 @@ local function watch(waiter, first, ...)
     return
   end
   local key = first
-  if type(first) == "table" then
+  if type(first) == "table" and first.add then
     first:add(waiter)
   else
     key = first:id()
