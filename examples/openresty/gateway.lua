@@ -2,102 +2,99 @@
 ---
 ---   POST /execute   { language, code, stdin?, timeout? }   the whole result as JSON
 ---   POST /stream    the same                               events as they come (text/event-stream)
----   GET  /session   a WebSocket: { type = "run", language, code }, then "stdin" (data), "eof",
----                   "stop"; back come "stdout", "stderr" (data), "file" (name, mime, data), "end"
+---   GET  /session   a WebSocket for one run: { type = "run", language, code }, then "stdin" (data),
+---                   "eof", "stop"; back come "stdout", "stderr" (data), "file" (name, mime, data
+---                   in base64), and at last "end"
 ---   GET  /languages what is there
+---
+--- How many requests there may be, how large and how fast, is said in nginx.conf; what one of them
+--- may cost, here.
 
 local cjson = require "cjson.safe"
 local moonsand = require "moonsand"
+local semaphore = require "ngx.semaphore"
+local text = require "text"
+
+local found, websocket = pcall(require, "resty.websocket.server")
+if not found then
+  websocket = require "nginx.websocket.server" -- Debian's place for it
+end
 
 local M = {}
 
 local LIMITS = {
-  sandbox = { disk = "256M", inodes = 10000, processes = 64, open_files = 256, cpu_time = 20 },
+  sandbox = { disk = "256M", inodes = 10000, processes = 64, open_files = 256, cpu_time = 30 },
   memory = "1G", -- of addresses, a process
-  roomy = { node = "16G", java = "16G", go = "16G" }, -- these reserve much more than they use
-  timeout = 10, -- seconds, for /execute and /stream: the default and the most
+  roomy = { node = "16G", typescript = "16G", java = "16G", go = "16G" }, -- reserve more than they use
+  timeout = { usual = 10, most = 30 }, -- seconds, for /execute and /stream
   session = 120, -- seconds, for a program that a person talks to
+  first_message = 10, -- seconds, until a WebSocket has to say what it wants
+  sending = 10, -- seconds, for a client that does not read
   output = 1024 * 1024, -- bytes, of each stream
+  piece = 64 * 1024, -- of output, at once
   code = 64 * 1024,
   stdin = 64 * 1024,
-  frame = 1024 * 1024, -- a message of a WebSocket, in both directions: a picture as base64
+  message = 1024 * 1024, -- of a WebSocket, in both directions: a picture as base64
   files = 4, -- pictures that are sent back
   file = 512 * 1024,
 }
 
-local PICTURES = { png = "image/png", svg = "image/svg+xml", jpg = "image/jpeg", gif = "image/gif" }
-
--- ---------------------------------------------------------------- text
-
---- Bytes of a program to text that JSON can hold: what is no UTF-8 becomes U+FFFD. A character
---- that is cut at the end of a piece waits for the next one.
-local function decoder()
-  local rest = ""
-  return function(data, last)
-    data = rest .. data
-    local cut = not last and data:match "()[\194-\244][\128-\191]?[\128-\191]?$"
-    local lead = cut and data:byte(cut)
-    if lead and #data - cut + 1 < (lead >= 240 and 4 or lead >= 224 and 3 or 2) then
-      data, rest = data:sub(1, cut - 1), data:sub(cut)
-    else
-      rest = ""
-    end
-    local clean = data:gsub("[\128-\255]+", function(run)
-      local out, i = {}, 1
-      while i <= #run do
-        local character = run:match("^[\194-\223][\128-\191]", i)
-          or run:match("^[\225-\236\238\239][\128-\191][\128-\191]", i)
-          or run:match("^\224[\160-\191][\128-\191]", i)
-          or run:match("^\237[\128-\159][\128-\191]", i)
-          or run:match("^\240[\144-\191][\128-\191][\128-\191]", i)
-          or run:match("^[\241-\243][\128-\191][\128-\191][\128-\191]", i)
-          or run:match("^\244[\128-\143][\128-\191][\128-\191]", i)
-        out[#out + 1] = character or "\239\191\189"
-        i = i + (character and #character or 1)
-      end
-      return table.concat(out)
-    end)
-    return clean
-  end
-end
-
-local function text(data)
-  return decoder()(data, true)
-end
+local PICTURES = { png = "image/png", svg = "image/svg+xml", jpg = "image/jpeg",
+  jpeg = "image/jpeg", gif = "image/gif", webp = "image/webp" }
 
 -- ---------------------------------------------------------------- requests
-
-local STATUS = { invalid = 400, unsupported = 400, not_found = 400, unavailable = 503 }
 
 local function refuse(status, code, message)
   ngx.status = status
   ngx.header.content_type = "application/json"
-  ngx.say(cjson.encode { error = code, message = text(message) })
+  ngx.say(cjson.encode { error = code, message = text.clean(message) })
   return ngx.exit(ngx.HTTP_OK)
 end
 
---- Reads and checks what is to be run; answers nil and why, when it cannot be.
-local function check(job)
-  if type(job) ~= "table" then
+local STATUS = { invalid = 400, unsupported = 400, unavailable = 503 }
+
+--- Tells a client that nothing was run, and the log if that is not the client's doing.
+local function refuse_failure(message, code, detail)
+  local status = detail.what == "language" and 400 or STATUS[code] or 500
+  if status >= 500 then
+    ngx.log(ngx.WARN, "nothing was run: ", message)
+  end
+  return refuse(status, code, message)
+end
+
+--- Only pages of ours may ask: a page from elsewhere must not use its readers' gateways.
+local function check_origin()
+  local origin = ngx.var.http_origin
+  if origin and origin:gsub("^%a+://", "") ~= ngx.var.http_host then
+    return refuse(403, "forbidden", "a page from elsewhere")
+  end
+end
+
+local FIELDS = { language = true, code = true, stdin = true, timeout = true }
+
+--- Checks what is to be run: the job, or nil and what is wrong with it.
+local function check(fields)
+  if type(fields) ~= "table" then
     return nil, "a JSON object is needed"
   end
-  for name in pairs(job) do
-    if name ~= "language" and name ~= "code" and name ~= "stdin" and name ~= "timeout"
-      and name ~= "type" then
+  for name, value in pairs(fields) do
+    if not FIELDS[name] then
       return nil, "unknown field: " .. tostring(name)
+    elseif value == cjson.null then
+      fields[name] = nil
     end
   end
-  local stdin, timeout = job.stdin or "", job.timeout or LIMITS.timeout
-  if type(job.language) ~= "string" or #job.language > 40 then
+  local stdin, timeout = fields.stdin or "", fields.timeout or LIMITS.timeout.usual
+  if type(fields.language) ~= "string" or #fields.language > 40 then
     return nil, "language: a name is needed"
-  elseif type(job.code) ~= "string" or #job.code > LIMITS.code then
-    return nil, ("code: a string of at most %d bytes is needed"):format(LIMITS.code)
+  elseif type(fields.code) ~= "string" or #fields.code > LIMITS.code then
+    return nil, ("code: text of at most %d bytes is needed"):format(LIMITS.code)
   elseif type(stdin) ~= "string" or #stdin > LIMITS.stdin then
-    return nil, ("stdin: a string of at most %d bytes is needed"):format(LIMITS.stdin)
-  elseif type(timeout) ~= "number" or not (timeout > 0 and timeout <= LIMITS.timeout) then
-    return nil, ("timeout: seconds, at most %d"):format(LIMITS.timeout)
+    return nil, ("stdin: text of at most %d bytes"):format(LIMITS.stdin)
+  elseif type(timeout) ~= "number" or not (timeout > 0 and timeout <= LIMITS.timeout.most) then
+    return nil, ("timeout: seconds, at most %d"):format(LIMITS.timeout.most)
   end
-  return { language = job.language, code = job.code, stdin = stdin, timeout = timeout }
+  return { language = fields.language, code = fields.code, stdin = stdin, timeout = timeout }
 end
 
 local function read_job()
@@ -105,6 +102,7 @@ local function read_job()
     ngx.header.allow = "POST"
     return refuse(405, "invalid", "POST it")
   end
+  check_origin()
   ngx.req.read_body()
   local job, why = check(cjson.decode(ngx.req.get_body_data() or ""))
   return job or refuse(400, "invalid", why)
@@ -114,30 +112,23 @@ end
 
 --- The pictures that a program left where it ran.
 local function pictures(box)
-  local found = {}
-  for _, entry in ipairs(box.files:list(".", { limit = 1000 }) or {}) do
+  local list = {}
+  for _, entry in ipairs(box.files:list(".", { limit = 1000, timeout = 5 }) or {}) do
     local mime = PICTURES[(entry.name:match "%.(%w+)$" or ""):lower()]
-    if mime and entry.type == "file" and entry.size <= LIMITS.file and #found < LIMITS.files then
+    if mime and entry.type == "file" and entry.size <= LIMITS.file and #list < LIMITS.files then
       local data = box.files:read(entry.path, { max = LIMITS.file, timeout = 5 })
       if data then
-        found[#found + 1] = { name = text(entry.name), mime = mime, data = ngx.encode_base64(data) }
+        list[#list + 1] =
+          { name = text.clean(entry.name), mime = mime, data = ngx.encode_base64(data) }
       end
     end
   end
-  return found
+  return list
 end
 
 local function summary(r)
-  return {
-    ok = r.ok,
-    status = r.status,
-    exit_code = r.exit_code,
-    signal = r.signal,
-    limit = r.limit,
-    duration = r.duration,
-    stage = r.stage,
-    truncated = r.truncated and true or false,
-  }
+  return { ok = r.ok, status = r.status, exit_code = r.exit_code, signal = r.signal,
+    limit = r.limit, duration = r.duration, stage = r.stage }
 end
 
 --- Runs a job in a sandbox of its own: the result, and what it drew.
@@ -145,7 +136,7 @@ local function run(job, opts)
   opts.language = job.language
   opts.timeout = opts.timeout or job.timeout
   opts.stdin = opts.stdin or job.stdin
-  opts.max_output = LIMITS.output
+  opts.max_output, opts.on_limit = LIMITS.output, "kill"
   opts.limits = { memory = LIMITS.roomy[job.language] or LIMITS.memory }
   return moonsand.with({ limits = LIMITS.sandbox }, function(box)
     local r, message, code, detail = box:run_code(job.code, opts)
@@ -158,44 +149,56 @@ end
 
 function M.execute()
   local job = read_job()
-  local r, files, code = run(job, {})
+  local r, files, code, detail = run(job, {})
   if not r then
-    return refuse(STATUS[code] or 500, code, files)
+    return refuse_failure(files, code, detail)
   end
   local answer = summary(r)
-  answer.stdout, answer.stderr = text(r.stdout), text(r.stderr)
+  answer.stdout, answer.stderr = text.clean(r.stdout), text.clean(r.stderr)
   answer.files = files[1] and files or nil -- an empty list would look like an object
   ngx.say(cjson.encode(answer))
 end
 
-local FLOOD = {}
-
---- What both kinds of streams share: `send(type, fields)` for all that happens.
+--- Runs a job and sends what happens: true, or why nothing ran to its end. `send(kind, fields)`
+--- gives nothing when the client is gone; then the program has nobody to run for.
 local function stream(job, opts, send)
-  local left = LIMITS.output
+  opts.cancel = opts.cancel or moonsand.token()
+  local function tell(kind, fields)
+    if not opts.cancel:cancelled() and not send(kind, fields) then
+      opts.cancel:cancel "the client is gone"
+    end
+  end
+  local decoders = {}
   for _, name in ipairs { "stdout", "stderr" } do
-    local decode = decoder()
+    local decode, left = text.decoder(), LIMITS.output
+    decoders[name] = decode
     opts["on_" .. name] = function(data)
-      left = left - #data
-      if left < 0 then
-        error(FLOOD, 0) -- ends the program
+      for from = 1, math.min(#data, left), LIMITS.piece do
+        local to = math.min(from + LIMITS.piece - 1, left)
+        tell(name, { data = decode(data:sub(from, to)) })
       end
-      send(name, { data = decode(data) })
+      left = math.max(left - #data, 0)
     end
   end
-  local ok, r, files, code = pcall(run, job, opts)
-  if ok and r then
-    for _, file in ipairs(files) do
-      send("file", file)
+  local r, files, code, detail = run(job, opts)
+  for name, decode in pairs(decoders) do
+    local rest = decode(nil)
+    if rest ~= "" then
+      tell(name, { data = rest })
     end
-    send("end", summary(r))
-  elseif ok then
-    send("end", { ok = false, error = code, message = text(files) })
-  elseif r == FLOOD then
-    send("end", { ok = false, error = "output_limit", message = "too much output: it was ended" })
-  else
-    error(r, 0) -- the client is gone
   end
+  if not r then
+    return nil, files, code, detail
+  end
+  for _, file in ipairs(files) do
+    tell("file", file)
+  end
+  tell("end", summary(r))
+  return true
+end
+
+local function failure(message, code)
+  return { ok = false, error = code, message = text.clean(message) }
 end
 
 function M.stream()
@@ -203,34 +206,39 @@ function M.stream()
   ngx.header.content_type = "text/event-stream"
   ngx.header.cache_control = "no-store"
   ngx.header["X-Accel-Buffering"] = "no"
-  stream(job, {}, function(kind, fields)
-    assert(ngx.print("event: ", kind, "\ndata: ", cjson.encode(fields), "\n\n"))
-    assert(ngx.flush(true))
-  end)
+  local function send(kind, fields)
+    return ngx.print("event: ", kind, "\ndata: ", cjson.encode(fields), "\n\n") and ngx.flush(true)
+  end
+  local ok, message, code, detail = stream(job, {}, send)
+  if not ok and not ngx.headers_sent then
+    return refuse_failure(message, code, detail)
+  elseif not ok then
+    send("end", failure(message, code))
+  end
 end
 
 function M.languages()
-  M.known = M.known or moonsand.with({}, function(box)
-    return box:languages { timeout = 20 }
-  end)
   if not M.known then
-    return refuse(503, "unavailable", "no sandbox could be made")
+    local list, message, code, detail = moonsand.with({}, function(box)
+      return box:languages { timeout = 20 }
+    end)
+    if not list then
+      return refuse_failure(message, code, detail)
+    end
+    M.known = cjson.encode(list)
   end
-  ngx.say(cjson.encode(M.known))
+  ngx.say(M.known)
 end
 
 -- ---------------------------------------------------------------- a person at the keyboard
 
-local found, websocket = pcall(require, "resty.websocket.server")
-if not found then
-  websocket = require "nginx.websocket.server" -- Debian's place for it
-end
-
 --- What a person types, one piece after the other, for a program's stdin.
 local function keyboard()
   local pieces, size, ended = {}, 0, false
-  local typed = require("ngx.semaphore").new(0)
+  local typed = semaphore.new(0)
   local self = {}
+
+  --- False when the program has left too much of it unread.
   function self.type(data)
     if size + #data > LIMITS.stdin then
       return false
@@ -240,115 +248,114 @@ local function keyboard()
     typed:post(1)
     return true
   end
+
   function self.close()
     ended = true
     typed:post(1)
   end
+
   function self.read()
-    while not pieces[1] do
-      if ended then
-        return nil
-      end
+    while not pieces[1] and not ended do
       typed:wait(LIMITS.session)
     end
     local data = table.remove(pieces, 1)
-    size = size - #data
+    size = size - #(data or "")
     return data
   end
+
   return self
 end
 
---- Only pages of ours may talk to us.
-local function same_origin()
-  local origin = ngx.var.http_origin
-  return not origin or origin:gsub("^%a+://", "") == ngx.var.http_host
+--- A WebSocket of JSON messages that two coroutines may write to.
+local function channel(socket)
+  local writing = moonsand.semaphore(1)
+  local self = {}
+
+  function self.send(kind, fields)
+    fields.type = kind
+    return writing:with(function()
+      return socket:send_text(cjson.encode(fields))
+    end)
+  end
+
+  --- The next message; nil when the page is gone, or has said what is none.
+  function self.receive()
+    local pieces, size = {}, 0
+    while true do
+      local data, kind, more = socket:recv_frame()
+      if kind == "text" or kind == "continuation" then
+        size = size + #data
+        pieces[#pieces + 1] = data
+        if size > LIMITS.message then
+          return nil
+        elseif more ~= "again" then
+          local message = cjson.decode(table.concat(pieces))
+          return type(message) == "table" and message or nil
+        end
+      elseif kind == "ping" then
+        writing:with(function()
+          socket:send_pong(data)
+        end)
+      elseif kind ~= "pong" then
+        return nil
+      end
+    end
+  end
+
+  return self
+end
+
+--- Does what the page says, until it is gone.
+local function obey(page, keys, token)
+  local handlers = {
+    stdin = function(data)
+      if type(data) == "string" and not keys.type(data) then
+        page.send("stderr", { data = "(the program does not read: this line is lost)\n" })
+      end
+    end,
+    eof = keys.close,
+    stop = function()
+      token:cancel "stopped"
+    end,
+  }
+  for message in page.receive do
+    local handler = handlers[message.type]
+    if not handler then
+      break
+    end
+    handler(message.data)
+  end
+  token:cancel "the page is gone"
 end
 
 function M.session()
-  if not same_origin() then
-    return refuse(403, "invalid", "a page from elsewhere")
-  end
-  local socket, why = websocket:new {
-    timeout = LIMITS.session * 1000,
-    max_payload_len = LIMITS.frame,
-  }
+  check_origin()
+  local socket, why = websocket:new { max_payload_len = LIMITS.message }
   if not socket then
     return refuse(400, "invalid", "no WebSocket: " .. tostring(why))
   end
-  local writing = moonsand.semaphore(1)
-  local function send(kind, fields)
-    fields.type = kind
-    return writing:with(function()
-      assert(socket:send_text(cjson.encode(fields)))
-    end)
-  end
-
-  local going -- { keyboard, token } of the program that runs
-  local function begin(message)
-    message.type = nil
-    local job, wrong = check(message)
-    if going or not job then
-      send("end", { ok = false, error = "invalid", message = wrong or "one at a time" })
-      return
+  local sending = LIMITS.sending * 1000
+  socket.sock:settimeouts(0, sending, LIMITS.first_message * 1000)
+  local page = channel(socket)
+  local fields = page.receive() or {}
+  local wanted = fields.type == "run"
+  fields.type = nil
+  local job, wrong = check(fields)
+  if wanted and job then
+    socket.sock:settimeouts(0, sending, (LIMITS.session + LIMITS.timeout.most) * 1000)
+    local keys, token = keyboard(), moonsand.token()
+    ngx.thread.spawn(obey, page, keys, token)
+    local ok, message, code = stream(job,
+      { stdin = keys.read, cancel = token, timeout = LIMITS.session }, page.send)
+    keys.close()
+    if not ok then
+      page.send("end", failure(message, code))
     end
-    going = { keyboard = keyboard(), token = moonsand.token() }
-    ngx.thread.spawn(function()
-      local opts = { stdin = going.keyboard.read, cancel = going.token, timeout = LIMITS.session }
-      local ok, wrong_too = pcall(stream, job, opts, function(kind, fields)
-        if kind == "end" then
-          going.keyboard.close()
-          going = nil
-        end
-        return send(kind, fields)
-      end)
-      if not ok then
-        ngx.log(ngx.INFO, "a session broke: ", wrong_too)
-        ngx.exit(ngx.HTTP_CLOSE)
-      end
-    end)
+  else
+    page.send("end", failure(wrong or "'run' comes first", "invalid"))
   end
-
-  local handlers = {
-    run = begin,
-    stdin = function(message)
-      if going and type(message.data) == "string" and not going.keyboard.type(message.data) then
-        send("stderr", { data = "(the program does not read: too much input)\n" })
-      end
-    end,
-    eof = function()
-      if going then
-        going.keyboard.close()
-      end
-    end,
-    stop = function()
-      if going then
-        going.token:cancel("stopped")
-      end
-    end,
-  }
-
-  while true do
-    local data, kind = socket:recv_frame()
-    if kind == "text" then
-      local message = cjson.decode(data)
-      local handler = type(message) == "table" and handlers[message.type]
-      if not handler then
-        break
-      end
-      handler(message)
-    elseif kind == "ping" then
-      writing:with(function()
-        socket:send_pong(data)
-      end)
-    elseif kind ~= "pong" then
-      break -- closed, or nothing said for too long
-    end
-  end
-  if going then
-    going.token:cancel "the page was closed"
-    going.keyboard.close()
-  end
-  socket:send_close()
+  socket:send_close(1000)
+  return ngx.exit(ngx.OK) -- ends the thread that listens
 end
 
 return M
