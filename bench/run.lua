@@ -23,7 +23,7 @@ local stats = require "stats"
 -- What looks at our own memory comes first, while nothing has been through it; what swells it last.
 local CASES = {
   "endurance", "create", "exec", "parallel", "stream", "file", "code", "idle", "death", "step",
-  "heap",
+  "hosts", "heap",
 }
 
 -- ---------------------------------------------------------------- what a case is given

@@ -1,14 +1,27 @@
---- Every program in examples/ runs as a person would run it, ends well, and says what it should.
+--- Every program in examples/ and examples/recipes/ runs as a person would run it, ends well, and
+--- says what it should. (The game has embed_spec.lua, the gateway gateway_spec.lua.)
 
 local support = require "support.init"
 
 local SECONDS = 200
 
+local function command(name, args)
+  return ("env LUA_PATH=%s LUA_CPATH=%s timeout %d %s examples/%s %s </dev/null"):format(
+    support.quote(package.path), support.quote(package.cpath), SECONDS, support.interpreter, name,
+    args or "")
+end
+
+--- Starts an example: gives what reads its output, as `io` does.
+local function begin(name, args)
+  local pipe = assert(io.popen("stdbuf -oL " .. command(name, args) .. " 2>&1"))
+  return function(what)
+    return pipe:read(rawget(_G, "jit") and "*" .. what or what)
+  end
+end
+
 --- Runs an example: all that it printed.
 local function run(name, args)
-  local command = "env LUA_PATH=%s LUA_CPATH=%s timeout %d %s examples/%s %s </dev/null"
-  local output, status = support.run(command:format(support.quote(package.path),
-    support.quote(package.cpath), SECONDS, support.interpreter, name, args or ""))
+  local output, status = support.run(command(name, args))
   if status ~= 0 then
     error(("%s: status %d\n%s"):format(name, status, output), 2)
   end
@@ -78,17 +91,59 @@ local specs = {
     assert.equal('{"a":[1,2]}', support.read(from .. "/sub/a.json"))
     assert.equal('{\n  "a": [\n    1,\n    2\n  ]\n}\n', support.read(to .. "/sub/a.json"))
   end,
+
+  ["recipes/matrix.lua"] = function(name)
+    local output = run(name)
+    has(output, { "^awk, empty +passed\n", "awk, reversed +FAILED: exited with 1: sort: [^\n]*\n",
+      "shell, sorted +passed\n$" })
+    assert.equal(8, select(2, output:gsub(" passed\n", "")))
+  end,
+
+  ["recipes/fallback.lua"] = function(name)
+    has(run(name), { "^sage +tries: 1, [^\n]*No such file", "sh +tries: 3, ok\n",
+      "answer by sh: 25\n$" })
+  end,
+
+  ["recipes/watch.lua"] = function(name)
+    local file = support.write(support.directory() .. "/watched.lua",
+      'print "one" io.stdout:flush() while true do end')
+    local read = begin(name, file .. " 3")
+    assert.equal("  one", read "l")
+    local function change(text) -- at once: half a file would be another change
+      assert(os.rename(support.write(file .. ".new", text), file))
+    end
+    change "print(40 + 2)" -- the first is under way: it is cancelled
+    assert.equal("ended: cancelled: the file changed", read "l")
+    assert.equal("  42", read "l")
+    has(read "l", { "^ended: exited with 0 after" })
+    change 'error("mine", 0)'
+    has(read "a", { "^  lua5.4: mine\n", "ended: exited with 1 after [^\n]*\n$" })
+  end,
+
+  ["recipes/pipeline.lua"] = function(name)
+    has(run(name), { "^left wrote 1988895 bytes\n", "right says the sum is 45000150000\n$" })
+  end,
 }
 
 describe("the examples", function()
-  for _, name in ipairs(support.native().list "examples") do
-    if name:find "%.lua$" then
-      it(name, function()
-        assert.is_truthy(specs[name], "no spec for it")
-        specs[name](name)
-      end)
+  for _, under in ipairs { "", "recipes/" } do
+    for _, file in ipairs(support.native().list("examples/" .. under)) do
+      if file:find "%.lua$" then
+        local name = under .. file
+        it(name, function()
+          assert.is_truthy(specs[name], "no spec for it")
+          specs[name](name)
+        end)
+      end
     end
   end
+
+  it("that are recipes can be read at one glance", function()
+    for _, file in ipairs(support.native().list "examples/recipes") do
+      local _, lines = support.read("examples/recipes/" .. file):gsub("\n", "")
+      assert.is_true(lines < 40, file .. ": " .. lines .. " lines")
+    end
+  end)
 
   it("are all in their README, and begin with a comment that says how to run them", function()
     local readme = support.read "examples/README.md"

@@ -1,5 +1,5 @@
 --- Stand-ins for task libraries of others, of which each does with a coroutine what the library of
---- that name does: what it yields, what it puts where among the arguments, when it resumes. Each has
+--- that name does: what it yields, what it puts where among the arguments, when it resumes. Each:
 ---
 ---     wrap(fn, argc)      an async function from fn, whose argument `argc` is a callback
 ---     run(fn, callback)   runs fn in a coroutine of its own; callback(ok, …) at its end
