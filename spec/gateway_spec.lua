@@ -282,7 +282,7 @@ describe("the gateway", function()
       for _, language in ipairs(there) do
         local code = server:get("/samples/" .. language.name)
         assert.equal(support.read(HERE .. "samples/" .. language.name), code)
-        local r = ask(server, { language = language.name, code = code, stdin = "9\n", timeout = 30 })
+        local r = ask(server, { language = language.name, code = code, stdin = "9\n", timeout = 60 })
         assert.same({ language.name, "exited", 0 }, { language.name, r.status, r.exit_code })
         assert.is_true(#r.stdout > 20)
         assert.equal(language.name == "sh" and "That was the network.\n" or "", r.stderr)

@@ -42,7 +42,7 @@ describe("leaks:", function()
     support.eventually(5, "zombies are left", function()
       return zombies() == 0, zombies()
     end)
-    assert_grew_less(native.getpid(), rss, MIB)
+    assert_grew_less(native.getpid(), rss, 2 * MIB)
     assert_grew_less(zygote, zygote_rss, 64 * KIB)
     assert.is_true(support.fds(zygote) <= zygote_fds + 2) -- a spare in the making
   end)

@@ -26,7 +26,7 @@ local LIMITS = {
   sandbox = { disk = "256M", inodes = 10000, processes = 64, open_files = 256, cpu_time = 30 },
   memory = "1G", -- of addresses, a process
   roomy = { node = "16G", typescript = "16G", java = "16G", go = "16G" }, -- reserve more than they use
-  timeout = { usual = 10, most = 30 }, -- seconds, for /execute and /stream
+  timeout = { usual = 10, most = 60 }, -- seconds, for /execute and /stream
   session = 120, -- seconds, for a program that a person talks to
   first_message = 10, -- seconds, until a WebSocket has to say what it wants
   sending = 10, -- seconds, for a client that does not read

@@ -99,7 +99,8 @@ end
 local function find_tool(job)
   local language, shared = job.language, job.box.core
   shared.languages = shared.languages or {}
-  local variables = programs.environment(job.call, job.box.defaults, job.opts, 2)
+  local variables = programs.environment(job.call, job.box.core.driver.environment,
+    job.box.defaults, job.opts, 2)
   local search = variables and variables.PATH
   local key = language.name .. "\0" .. (search or "")
   local words = shared.languages[key]
@@ -194,7 +195,8 @@ local function with_environment(job, stage, opts)
   if not job.language or job.language.compile and stage == "run" then
     return opts
   end
-  local variables = programs.environment(job.call, job.box.defaults, opts, 2)
+  local variables = programs.environment(job.call, job.box.core.driver.environment,
+    job.box.defaults, opts, 2)
   local env
   for name, value in pairs(job.language.env or {}) do
     if variables and not variables[name] and not (opts.env and opts.env[name] == false) then
