@@ -51,14 +51,23 @@ MODULE_FLAGS = -fPIC -fvisibility=hidden
 LINK_FLAGS = $(LDFLAGS) -Wl,-z,relro,-z,now
 
 MODULE_SRC := $(wildcard src/*.c)
+# The second module, moonsand.net, stands on two libraries. Without them the core is built alone.
+NET_SRC := $(wildcard src/net/*.c) src/buffer.c
+NET_LIBS = -lcurl -lwslay
+NET_LACKS := $(strip $(foreach h,curl/curl.h wslay/wslay.h,$(if $(shell \
+  echo '\#include <$h>' | $(CC) $(CFLAGS) -E -x c - >/dev/null 2>&1 && echo yes),,$h)))
+MODULES = core $(if $(NET_LACKS),,net)
 # What knows no Lua is the agent's too; what it does not call is dropped by the linker.
 AGENT_SRC := $(wildcard src/agent/*.c) $(shell grep -L lua_State src/*.c 2>/dev/null)
-HEADERS := $(wildcard src/*.h src/agent/*.h)
+HEADERS := $(wildcard src/*.h src/agent/*.h src/net/*.h)
 SUPPORT := $(patsubst spec/support/%.c,$(B)/support/%,$(wildcard spec/support/*.c))
-BENCH := $(patsubst bench/%.c,$(B)/bench/%,$(wildcard bench/*.c))
+BENCH := $(patsubst bench/%.c,$(B)/bench/%,$(filter-out $(if $(NET_LACKS),bench/net_%), \
+  $(wildcard bench/*.c)))
 FUZZ := $(patsubst fuzz/%.c,$(B)/fuzz/%,$(wildcard fuzz/*.c))
-C_FILES := $(wildcard src/*.[ch] src/agent/*.[ch] spec/support/*.[ch] fuzz/*.[ch] bench/*.[ch])
-SCRIPTS := $(wildcard tools/install-deps tools/check-build tools/run-tests .ci/run)
+C_FILES := $(wildcard src/*.[ch] src/agent/*.[ch] src/net/*.[ch] spec/support/*.[ch] \
+  fuzz/*.[ch] bench/*.[ch] examples/embed/*.[ch])
+SCRIPTS := $(wildcard tools/install-deps tools/check-build tools/run-tests .ci/run \
+  examples/openresty/run.sh)
 AGENT_OBJ := $(patsubst src/%.c,$(B)/obj/agent/%.o,$(AGENT_SRC))
 DEPFILES := $(wildcard $(B)/obj/*/*.d $(B)/obj/*/*/*.d)
 
@@ -67,22 +76,23 @@ Q = $(if $(filter 1,$(V)),,@)
 
 # ---------------------------------------------------------------- build
 
-.PHONY: all modules toolchain FORCE support deps demo test matrix gcstress asan valgrind fuzz \
+.PHONY: all modules toolchain FORCE support deps demo gateway embed test matrix gcstress asan valgrind fuzz \
   fuzz-run bench bench-run lint lint-run lint-lua lint-format lint-sh lint-c fmt install \
   install-modules uninstall clean help
 
 all: modules ## build the module for each Lua whose headers are there, and the agent
 
-modules: $(foreach v,$(VARIANTS),$(B)/$v/moonsand/core.so $(B)/$v/moonsand/agent) | toolchain
+modules: $(foreach v,$(VARIANTS),$(MODULES:%=$(B)/$v/moonsand/%.so) $(B)/$v/moonsand/agent) | toolchain
 	@:
 
 # Says by name what is missing, before anything is compiled.
 toolchain:
-	@CC='$(CC)' VARIANTS='$(VARIANTS)' AGENT_LDFLAGS='$(AGENT_LDFLAGS)' sh tools/check-build
+	@CC='$(CC)' VARIANTS='$(VARIANTS)' AGENT_LDFLAGS='$(AGENT_LDFLAGS)' NET_LACKS='$(NET_LACKS)' \
+	  sh tools/check-build
 
 # Other flags, another version, a file more or less: everything anew.
 FLAGS = $(COMPILE) $(MODULE_FLAGS) $(AGENT_CFLAGS) $(AGENT_LDFLAGS) $(LINK_FLAGS) $(LIBFLAG) \
-  $(foreach v,$(VARIANTS),$(INC_$v)) $(MODULE_SRC) $(AGENT_SRC)
+  $(foreach v,$(VARIANTS),$(INC_$v)) $(MODULE_SRC) $(NET_SRC) $(AGENT_SRC)
 $(B)/flags: FORCE | toolchain
 	@mkdir -p $(@D)
 	@flags='$(subst ','\'',$(FLAGS))'; echo "$$flags" | cmp -s - $@ || echo "$$flags" >$@
@@ -98,6 +108,12 @@ $(B)/$(1)/moonsand/core.so: $(patsubst src/%.c,$(B)/obj/$(1)/%.o,$(MODULE_SRC))
 	$$(say) LINK $$@
 	@mkdir -p $$(@D)
 	$$(Q)$$(CC) $$(LIBFLAG) $$(CFLAGS) $$(LINK_FLAGS) $$^ -o $$@
+
+# Never unloaded: a thread of curl's may still ask a name server when the Lua state is closed.
+$(B)/$(1)/moonsand/net.so: $(patsubst src/%.c,$(B)/obj/$(1)/%.o,$(NET_SRC))
+	$$(say) LINK $$@
+	@mkdir -p $$(@D)
+	$$(Q)$$(CC) $$(LIBFLAG) $$(CFLAGS) $$(LINK_FLAGS) -Wl,-z,nodelete $$^ $(NET_LIBS) -o $$@
 
 $(B)/$(1)/moonsand/agent: $(B)/moonsand-agent
 	@mkdir -p $$(@D)
@@ -128,11 +144,11 @@ define program
 	@rm -f $@
 	$(Q)$(COMPILE_PROGRAM) $< $(filter-out -%,$(links)) $(LDFLAGS) $(filter -%,$(links)) -o $@
 endef
-$(B)/support/%: spec/support/%.c $(MODULE_SRC) $(AGENT_SRC) $(HEADERS) $(B)/flags
+$(B)/support/%: spec/support/%.c $(MODULE_SRC) $(NET_SRC) $(AGENT_SRC) $(HEADERS) $(B)/flags
 	$(program)
-$(B)/bench/%: bench/%.c $(MODULE_SRC) $(AGENT_SRC) $(HEADERS) $(B)/flags
+$(B)/bench/%: bench/%.c $(MODULE_SRC) $(NET_SRC) $(AGENT_SRC) $(HEADERS) $(B)/flags
 	$(program)
-$(B)/fuzz/%: fuzz/%.c $(MODULE_SRC) $(AGENT_SRC) $(HEADERS)
+$(B)/fuzz/%: fuzz/%.c $(MODULE_SRC) $(NET_SRC) $(AGENT_SRC) $(HEADERS)
 	$(program)
 
 support: $(SUPPORT)
@@ -155,6 +171,12 @@ demo: ## install what is missing, build, and run examples/quickstart.lua
 	$(deps) demo
 	@$(MAKE) --no-print-directory all
 	@$(lua-env) lua5.4 examples/quickstart.lua
+
+gateway: all ## start examples/openresty at http://127.0.0.1:8080
+	@sh examples/openresty/run.sh
+
+embed: all ## build and play the game of examples/embed (ARGS='--headless --seconds 5')
+	@$(MAKE) --no-print-directory -C examples/embed B='$(abspath $(B))' run
 
 test: ## install what is missing, build, and run the whole suite (SPEC=file, LUA=5.4|jit narrow it)
 	$(deps) test
@@ -220,9 +242,9 @@ lint-sh:
 	shellcheck $(SCRIPTS)
 STRICT = -std=c11 $(WARNINGS) -Werror $(DEFINES) -fsyntax-only
 lint-c:
-	$(if $(MODULE_SRC),gcc -O2 $(STRICT) $(INC_5.4) $(MODULE_SRC))
-	$(if $(MODULE_SRC),$(CLANG) $(STRICT) $(INC_5.4) $(MODULE_SRC))
-	$(if $(MODULE_SRC),$(CLANG) $(STRICT) $(INC_jit) $(MODULE_SRC))
+	$(if $(MODULE_SRC),gcc -O2 $(STRICT) $(INC_5.4) $(MODULE_SRC) $(NET_SRC))
+	$(if $(MODULE_SRC),$(CLANG) $(STRICT) $(INC_5.4) $(MODULE_SRC) $(NET_SRC))
+	$(if $(MODULE_SRC),$(CLANG) $(STRICT) $(INC_jit) $(MODULE_SRC) $(NET_SRC))
 	$(if $(AGENT_SRC),gcc -O2 $(STRICT) $(AGENT_SRC))
 	$(if $(AGENT_SRC),$(CLANG) $(STRICT) $(AGENT_SRC))
 
@@ -241,7 +263,8 @@ LUA_FILES := $(patsubst lua/%,%,$(shell find lua -name '*.lua' 2>/dev/null | sor
 
 define install-variant
 install -d '$(call lib-dir,$(1))/moonsand'
-install -m 755 $(B)/$(1)/moonsand/core.so $(B)/$(1)/moonsand/agent '$(call lib-dir,$(1))/moonsand/'
+install -m 755 $(MODULES:%=$(B)/$(1)/moonsand/%.so) $(B)/$(1)/moonsand/agent \
+  '$(call lib-dir,$(1))/moonsand/'
 for file in $(LUA_FILES); do \
   install -D -m 644 "lua/$$file" '$(call lua-dir,$(1))'/"$$file" || exit 1; done
 

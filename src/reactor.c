@@ -35,6 +35,7 @@
 typedef struct ms_timer {
   double at;
   ms_id id;
+  ms_alarm *alarm; /* borrowed: who is called; NULL: the id is for Lua */
 } ms_timer;
 
 /* Where a timer is in the heap. Ids are consecutive, so `id & mask` hardly ever collides. */
@@ -352,11 +353,11 @@ static void arm(ms_reactor *r, double at) {
 }
 
 /* A new timer's id, or 0 when memory ran out. `at` is positive and finite. */
-static ms_id timer_add(ms_reactor *r, double at) {
+static ms_id timer_add(ms_reactor *r, double at, ms_alarm *alarm) {
   if (r->timer_count == r->timer_capacity && !timers_grow(r)) {
     return 0;
   }
-  ms_timer timer = {.at = at, .id = ++r->last_id};
+  ms_timer timer = {.at = at, .id = ++r->last_id, .alarm = alarm};
   *place_of(r, timer.id) = (ms_place){timer.id, r->timer_count};
   heap_settle(r, r->timer_count++, timer);
   if (r->exposed && (r->armed == 0 || at < r->armed)) {
@@ -379,13 +380,27 @@ static bool timer_remove(ms_reactor *r, ms_id id) {
   return true;
 }
 
-/* Moves what is due to the ready list, and sets the timerfd anew once it went off. */
+void ms_alarm_set(ms_reactor *r, ms_alarm *alarm, double at) {
+  if (ms_reactor_foreign(r)) {
+    return;
+  }
+  timer_remove(r, alarm->id);
+  alarm->id = at > 0 ? timer_add(r, at, alarm) : 0;
+  r->exhausted |= at > 0 && alarm->id == 0;
+}
+
+/* Moves what is due to the ready list, calls alarms, and sets the timerfd anew once it went off. */
 static void timers_expire(ms_reactor *r) {
   double now = ms_now();
   while (r->timer_count && r->heap[0].at <= now) {
-    ms_id id = r->heap[0].id;
-    timer_remove(r, id);
-    push_ready(r, id);
+    ms_timer timer = r->heap[0];
+    timer_remove(r, timer.id);
+    if (timer.alarm) {
+      timer.alarm->id = 0;
+      timer.alarm->due(timer.alarm);
+    } else {
+      push_ready(r, timer.id);
+    }
   }
   if (r->armed != 0 && r->armed <= now) {
     arm(r, r->timer_count ? r->heap[0].at : 0);
@@ -563,7 +578,7 @@ static int reactor_timer(lua_State *L) {
   lua_Number at = luaL_checknumber(L, 2);
   luaL_argcheck(L, at == at, 2, "not a time");
   /* 1 ns: what is in the past is due at once, but 0 would turn the timerfd off */
-  ms_id id = timer_add(r, smaller(larger(at, 1e-9), FOR_EVER));
+  ms_id id = timer_add(r, smaller(larger(at, 1e-9), FOR_EVER), NULL);
   if (!id) {
     return luaL_error(L, "not enough memory");
   }
@@ -638,6 +653,19 @@ void ms_reactor_open(lua_State *L) {
       {"isyieldable", core_isyieldable},
       {NULL, NULL},
   };
+  static const ms_reactor_api api = {
+      .check = ms_reactor_check,
+      .ref = ms_reactor_ref,
+      .unref = ms_reactor_unref,
+      .foreign = ms_reactor_foreign,
+      .watch = ms_source_watch,
+      .init = ms_waitable_init,
+      .wake = ms_wake,
+      .alarm = ms_alarm_set,
+      .now = ms_now,
+  };
   ms_newtype(L, TYPE_NAME, methods, meta);
   luaL_setfuncs(L, functions, 0);
+  lua_pushlightuserdata(L, (void *)&api);
+  lua_setfield(L, -2, "api"); /* core.api */
 }

@@ -48,6 +48,16 @@ int ms_source_watch(ms_reactor *r, ms_source *source, uint32_t events);
 void ms_waitable_init(ms_reactor *r, ms_waitable *w);
 void ms_wake(ms_reactor *r, ms_waitable *w);
 
+/* A timer for C: `due` is called within a step, once for each `ms_alarm_set`. */
+typedef struct ms_alarm ms_alarm;
+struct ms_alarm {
+  void (*due)(ms_alarm *alarm);
+  ms_id id; /* of the timer, 0 while there is none */
+};
+
+/* Sets the alarm anew; `at` is in monotonic seconds, 0 turns it off. */
+void ms_alarm_set(ms_reactor *r, ms_alarm *alarm, double at);
+
 /* Monotonic seconds. */
 double ms_now(void);
 
@@ -55,7 +65,21 @@ double ms_now(void);
 #define MS_SCRATCH_SIZE ((size_t)256 * 1024)
 char *ms_reactor_scratch(ms_reactor *r);
 
-/* Adds `reactor`, `now` and `isyieldable` to the table on top of the stack. */
+/* The calls above for another C module, whose own sources are to live in the same epoll set: its
+ * light userdata is `core.api`, since a module's symbols are hidden from the others. */
+typedef struct ms_reactor_api {
+  ms_reactor *(*check)(lua_State *L, int index);
+  ms_reactor *(*ref)(ms_reactor *r);
+  void (*unref)(ms_reactor *r);
+  bool (*foreign)(const ms_reactor *r);
+  int (*watch)(ms_reactor *r, ms_source *source, uint32_t events);
+  void (*init)(ms_reactor *r, ms_waitable *w);
+  void (*wake)(ms_reactor *r, ms_waitable *w);
+  void (*alarm)(ms_reactor *r, ms_alarm *alarm, double at);
+  double (*now)(void);
+} ms_reactor_api;
+
+/* Adds `api`, `reactor`, `now` and `isyieldable` to the table on top of the stack. */
 void ms_reactor_open(lua_State *L);
 
 #endif

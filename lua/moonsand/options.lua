@@ -53,6 +53,9 @@ end
 
 local function matches(value, expected)
   local kind = type(value)
+  if kind == expected then
+    return true
+  end
   for word in expected:gmatch "[%w_]+" do
     if word == kind or (word == "callable" and is_callable(value))
       or (word == "file" and io.type(value)) or (word == "any")

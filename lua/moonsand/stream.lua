@@ -64,10 +64,13 @@ local function fail(self, code, message, detail)
   return errors.fail(code, message, detail)
 end
 
---- Why the provider's stream gave or took nothing: an errno.
+--- Why the provider's stream gave or took nothing: an errno, or a failure's detail.
 local function refused(self, errno, detail)
   if self.closed then
     return fail(self, "closed", self.name .. " was closed", detail)
+  end
+  if type(errno) == "table" then
+    return errors.fail(errno.code, errno.message, errno)
   end
   local _, message, code = errors.errno(errno, self.name)
   return fail(self, code, message, detail)

@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pty.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -109,6 +110,18 @@ static int native_subreaper(lua_State *L) {
 static int native_pause(lua_State *L) {
   usleep((useconds_t)(luaL_checknumber(L, 1) * 1e6));
   return 0;
+}
+
+/* readable(fd, seconds) -> 1, or 0 when the time is over. */
+static int native_readable(lua_State *L) {
+  struct pollfd p = {.fd = (int)luaL_checkinteger(L, 1), .events = POLLIN};
+  double seconds = luaL_checknumber(L, 2);
+  struct timespec t = {0, 0};
+  if (seconds > 0) {
+    t.tv_sec = (time_t)seconds;
+    t.tv_nsec = (long)((seconds - (double)t.tv_sec) * 1e9);
+  }
+  return answer(L, ppoll(&p, 1, &t, NULL));
 }
 
 /* Files --------------------------------------------------------------------------------------- */
@@ -415,6 +428,7 @@ static const luaL_Reg functions[] = {
     {"wait", native_wait},
     {"subreaper", native_subreaper},
     {"pause", native_pause},
+    {"readable", native_readable},
     {"nofile", native_nofile},
     {"fsize", native_fsize},
     {"leak", native_leak},
