@@ -200,7 +200,8 @@ local NOUNS = {
   { "p", "Process", "lua/moonsand/process.lua" },
   { "stream", "Stream", "lua/moonsand/stream.lua", hidden = { try = true } },
   { "it", "Iterator", "lua/moonsand/stream.lua" },
-  { "task", "Task", "lua/moonsand/task.lua" },
+  { "session", "Session", "lua/moonsand/session.lua", hidden = { give_up = true } },
+  { "task", "Task", "lua/moonsand/task.lua", hidden = { abandoned = true } },
   { "sem", "Semaphore", "lua/moonsand/task.lua" },
   { "token", "Token", "lua/moonsand/task.lua" },
 }
@@ -349,7 +350,7 @@ describe("the manual", function()
 
   it("has every capability, and every option of exec", function()
     local names = {}
-    for _, name in ipairs(require("moonsand.providers.local").capabilities) do
+    for _, name in ipairs(require("moonsand.providers").capabilities) do
       names[#names + 1] = name
     end
     for name in pairs(require("moonsand.program").exec_options) do

@@ -82,6 +82,23 @@ local specs = {
     end
   end,
 
+  ["fleet.lua"] = function(name)
+    local fake = require("support.opensandbox").start()
+    -- some of the first starts are refused, and one stream is cut: that job is not run again
+    fake:fault { service = "execd", method = "POST", path = "^/command$", fault = "status",
+      status = 429, form = "error", skip = 10, times = 3 }
+    fake:fault { service = "execd", method = "POST", path = "^/command$", fault = "no-terminal",
+      ["end"] = true, skip = 20 }
+    local output = support.run(("env OPEN_SANDBOX_DOMAIN=%s OPEN_SANDBOX_API_KEY=%s %s"):format(
+      fake.domain, fake.key, command(name, "200 4"):gsub("^env ", "")))
+    local left, broken = fake:sandboxes(), fake:violations()
+    fake:stop()
+    has(output, { "\n 50 %%  ", "\n100 %%  ", "\n200 jobs in %d sandboxes: 19[56] ok, 4 failed, [01] "
+      .. "unknown; [0-3] were sent again\n", "that of job 199: 2646700\n$" })
+    assert.same({}, left)
+    assert.same({}, broken)
+  end,
+
   ["tidy.lua"] = function(name)
     local from, to = support.directory() .. "/tidy-from", support.directory() .. "/tidy-to"
     assert.equal(0, select(2, support.run("rm -rf " .. to .. "; mkdir -p " .. from .. "/sub")))

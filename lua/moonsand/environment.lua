@@ -98,15 +98,26 @@ function M.load(path)
   return variables
 end
 
+--- Lays tables over each other, later ones win; false stays.
+---@param ... table<string, string|number|false>?
+---@return table<string, string|number|false>
+function M.lay(...)
+  local laid = {}
+  for i = 1, select("#", ...) do
+    for name, value in pairs((select(i, ...)) or {}) do
+      laid[name] = value
+    end
+  end
+  return laid
+end
+
 --- Lays tables over each other, later ones win; false takes a variable out.
 ---@param ... table<string, string|number|false>?
 ---@return table<string, string>
 function M.merge(...)
   local merged = {}
-  for i = 1, select("#", ...) do
-    for name, value in pairs((select(i, ...)) or {}) do
-      merged[name] = value ~= false and tostring(value) or nil
-    end
+  for name, value in pairs(M.lay(...)) do
+    merged[name] = value ~= false and tostring(value) or nil
   end
   return merged
 end

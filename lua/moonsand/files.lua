@@ -1,22 +1,15 @@
---- The files of a sandbox: `box.files`. Paths are resolved inside, by the agent or by a worker of
---- its, with the rights of the sandbox's user; what the host gets are bytes, checked entries, or
---- the descriptor of a regular file. Here is what users see; files/ has what stands behind it,
---- beginning with calls.lua, which says what a driver has to give.
+--- The files of a sandbox: `box.files`. Here is what users see. What is done is up to the provider's
+--- own file calls (for `local`, files/native.lua: paths are resolved inside, by the agent or a worker
+--- of its, with the rights of the sandbox's user), and where it has none, to portable.lua.
 
-local calls = require "moonsand.files.calls"
 local errors = require "moonsand.errors"
 local globs = require "moonsand.files.glob"
-local look = require "moonsand.files.look"
 local loop = require "moonsand.loop"
 local modes = require "moonsand.files.mode"
 local options = require "moonsand.options"
 local paths = require "moonsand.paths"
-local reading = require "moonsand.files.read"
-local rights = require "moonsand.files.rights"
+local iterators = require "moonsand.stream"
 local streams = require "moonsand.files.stream"
-local transfer = require "moonsand.files.transfer"
-local trees = require "moonsand.files.tree"
-local writing = require "moonsand.files.write"
 
 local M = {}
 
@@ -97,6 +90,21 @@ local function count_of(name, value, default)
   return options.integer(value)
 end
 
+--- Asks the provider, or, for what it cannot do, does it with plain commands inside.
+local function ask(self, call, ...)
+  local driver = self.box.core.driver
+  local native = driver.files and driver.files[call]
+  if native then
+    local value, message, code, detail = native(driver, ...)
+    if value ~= nil then
+      return value
+    elseif not detail.portable then
+      return nil, message, code, detail
+    end
+  end
+  return errors.outcome(require("moonsand.portable").files[call](driver, ...))
+end
+
 -- ---------------------------------------------------------------- looking
 
 local STAT = known { follow = "boolean" }
@@ -110,7 +118,7 @@ function Files:stat(path, opts)
   if not full then
     return nil, o, code, detail
   end
-  return look.stat(self.box.core.driver, full, o.follow ~= false, loop.limits(o), "stat")
+  return ask(self, "stat", full, o.follow ~= false, loop.limits(o), "stat")
 end
 
 local PLAIN = known()
@@ -125,7 +133,7 @@ function Files:exists(path, opts)
     return nil, o, code, detail
   end
   local entry, message
-  entry, message, code, detail = look.stat(self.box.core.driver, full, true, loop.limits(o), "stat")
+  entry, message, code, detail = ask(self, "stat", full, true, loop.limits(o), "stat")
   if entry then
     return true
   elseif code == "not_found" or code == "not_a_directory" then
@@ -157,7 +165,7 @@ function Files:list(path, opts)
   elseif depth == 0 then
     return errors.fail("invalid", "depth: 0 levels are none")
   end
-  return look.list(self.box.core.driver, full, depth, limit, loop.limits(o))
+  return ask(self, "list", full, depth, limit, loop.limits(o))
 end
 
 local SEARCH = known { limit = "number" }
@@ -183,10 +191,10 @@ function Files:search(pattern, opts)
   end
   for i, each in ipairs(list) do
     if each:sub(1, 1) ~= "/" then
-      list[i] = calls.join(globs.escape(self.box:cwd()), each)
+      list[i] = paths.join(globs.escape(self.box:cwd()), each)
     end
   end
-  return look.search(self.box.core.driver, list, limit, loop.limits(o))
+  return ask(self, "search", list, limit, loop.limits(o))
 end
 
 -- ---------------------------------------------------------------- reading
@@ -221,7 +229,7 @@ function Files:read(path, opts)
   if not max then
     return nil, message, code, detail
   end
-  return reading.read(self.box.core.driver, full, offset, length < math.huge and length or nil, max,
+  return ask(self, "read", full, offset, length < math.huge and length or nil, max,
     loop.limits(o))
 end
 
@@ -251,7 +259,7 @@ function Files:write(path, data, opts)
   if not full then
     return nil, o, code, detail
   end
-  return writing.write(self.box.core.driver, full, data, o, loop.limits(o))
+  return ask(self, "write", full, data, o, loop.limits(o))
 end
 
 local function check_batch(list)
@@ -284,13 +292,13 @@ function Files:write_many(list, opts)
   local batch = check_batch(list)
   opts = options.check("files:write_many", opts, known { parents = "boolean" })
   self.box:check_open("files:write_many", 2)
-  local limits, driver = loop.limits(opts), self.box.core.driver
+  local limits = loop.limits(opts)
   for i, item in ipairs(batch) do
     local ok
     local path, message, code, detail = paths.resolve(self.box, item.path)
     if path then
       ok, message, code, detail =
-        writing.write(driver, path, item.data, { mode = item.mode, parents = opts.parents }, limits)
+        ask(self, "write", path, item.data, { mode = item.mode, parents = opts.parents }, limits)
     end
     if not ok then
       detail.index = i
@@ -322,7 +330,7 @@ function Files:replace(path, old, new, opts)
   if not max then
     return nil, message, code, detail
   end
-  return writing.edit(self.box.core.driver, full, old, new, max, loop.limits(o))
+  return ask(self, "edit", full, old, new, max, loop.limits(o))
 end
 
 --- Opens a file as a Stream: "r" (default), "w", "a" or "r+", as in `io`; a "b" means nothing.
@@ -339,7 +347,112 @@ function Files:open(path, access, opts)
   if not full then
     return nil, o, code, detail
   end
-  return streams.open(self.box, full, access, MAX_READ, loop.limits(o))
+  return ask(self, "open", full, access, MAX_READ, loop.limits(o), self.box)
+end
+
+local GREP = known { path = "string", plain = "boolean", limit = "number" }
+
+--- Lines that match a Lua pattern, or with `plain` hold a text, in the files below `path` (the
+--- working directory), or in that file: { path, line, column, text } each, sorted. Files with a NUL
+--- in them are passed over. More than `limit` (100,000) are `too_large`.
+---@param pattern string
+---@param opts? { path?: string, plain?: boolean, limit?: integer, timeout?: number, cancel?: moonsand.Token }
+---@return table[]? matches, string? message, string? code, table? detail
+function Files:grep(pattern, opts)
+  check_string("files:grep", "the pattern", pattern, 2)
+  local path = type(opts) == "table" and type(opts.path) == "string" and opts.path or "."
+  local full, o, code, detail = begin(self, "files:grep", path, opts, GREP)
+  if not full then
+    return nil, o, code, detail
+  end
+  local limit, message
+  limit, message, code, detail = count_of("limit", o.limit, MAX_LIST)
+  if not limit then
+    return nil, message, code, detail
+  end
+  local fine = o.plain or pcall(string.find, "", pattern)
+  if not fine then
+    return errors.fail("invalid", ("grep: %s is no pattern"):format(options.quote(pattern)))
+  end
+  return ask(self, "grep", full, function(line)
+    return (line:find(pattern, 1, o.plain))
+  end, limit, loop.limits(o))
+end
+
+local WATCH = known { recursive = "boolean", interval = "number" }
+
+--- What is in `now` and was not in `before`, or not so.
+local function differences(before, now)
+  local events = {}
+  for path, what in pairs(now) do
+    if not before[path] then
+      events[#events + 1] = { event = "created", path = path }
+    elseif before[path] ~= what then
+      events[#events + 1] = { event = "modified", path = path }
+    end
+  end
+  for path in pairs(before) do
+    if not now[path] then
+      events[#events + 1] = { event = "removed", path = path }
+    end
+  end
+  table.sort(events, function(a, b)
+    return a.path < b.path
+  end)
+  return events
+end
+
+local function next_change(state, opts)
+  local limits = loop.limits(opts or state.opts)
+  while not state.over do
+    local event = table.remove(state.events, 1)
+    if event then
+      return event
+    end
+    local deadline = math.min(state.next_at, limits.deadline or math.huge)
+    local message, code, detail = loop.wait { deadline = deadline, token = limits.token }
+    if code ~= "timeout" or loop.now() < state.next_at then
+      return nil, message, code, detail
+    end
+    state.next_at = loop.now() + state.interval
+    local now
+    now, message, code, detail =
+      ask(state.files, "changes", state.path, state.recursive, limits)
+    if not now and code == "not_found" then
+      state.over = true
+      return { event = "removed", path = state.path }
+    elseif not now then
+      return nil, message, code, detail
+    end
+    state.events = differences(state.seen, now)
+    state.seen = now
+  end
+end
+
+--- An iterator of what happens in a directory: { event = "created" | "modified" | "removed", path },
+--- found out by looking every `interval` seconds (0.5). With `recursive` below it, too. It ends
+--- after the directory itself was removed.
+---@param path string
+---@param opts? { recursive?: boolean, interval?: number, timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.Iterator? events, string? message, string? code, table? detail
+function Files:watch(path, opts)
+  local full, o, code, detail = begin(self, "files:watch", path, opts, WATCH)
+  if not full then
+    return nil, o, code, detail
+  elseif o.interval and not (o.interval > 0) then
+    errors.raise(2, "files:watch: interval must be a positive number of seconds, not %s", o.interval)
+  end
+  local seen, message
+  seen, message, code, detail = ask(self, "changes", full, o.recursive or false, loop.limits(o))
+  if not seen then
+    return nil, message, code, detail
+  end
+  local interval = o.interval or 0.5
+  local state = { files = self, path = full, recursive = o.recursive or false, seen = seen,
+    interval = interval, events = {}, next_at = loop.now() + interval, opts = opts, over = false }
+  return iterators.iterator(next_change, state, function()
+    state.over = true
+  end)
 end
 
 -- ---------------------------------------------------------------- names and rights
@@ -363,13 +476,7 @@ function Files:mkdir(path, opts)
   if not mode then
     return nil, message, code, detail
   end
-  local ok
-  ok, message, code, detail = calls.call(self.box.core.driver, "mkdir",
-    { path = full, mode = mode, a = o.parents and 1 or 0 }, loop.limits(o))
-  if not ok then
-    return nil, message, code, detail
-  end
-  return true
+  return ask(self, "mkdir", full, mode, o.parents or false, loop.limits(o))
 end
 
 --- Removes a file, a link (not what it leads to) or an empty directory; with `recursive` a
@@ -383,15 +490,7 @@ function Files:remove(path, opts)
   if not full then
     return nil, o, code, detail
   end
-  local driver, limits = self.box.core.driver, loop.limits(o)
-  local ok, message
-  ok, message, code, detail = calls.call(driver, "remove", { path = full }, limits)
-  if ok then
-    return true
-  elseif o.recursive and (code == "not_empty" or code == "exists") then
-    return trees.remove(driver, full, limits)
-  end
-  return nil, message, code, detail
+  return ask(self, "remove", full, o.recursive or false, loop.limits(o))
 end
 
 --- Two paths and the options.
@@ -422,7 +521,7 @@ function Files:move(from, to, opts)
   if not source then
     return nil, target, limits, detail
   end
-  return trees.move(self.box.core.driver, source, target, limits)
+  return ask(self, "move", source, target, limits)
 end
 
 --- Copies a file, or a directory with all that is in it: into the directory that is at `to`, if
@@ -439,7 +538,7 @@ function Files:copy(from, to, opts)
   if not source then
     return nil, target, limits, detail
   end
-  return trees.copy(self.box.core.driver, source, target, true, limits)
+  return ask(self, "copy", source, target, limits)
 end
 
 --- Changes the permissions: "755", "0755", "u+x". Links are followed.
@@ -456,7 +555,7 @@ function Files:chmod(path, mode, opts)
   if not full then
     return nil, o, code, detail
   end
-  return rights.chmod(self.box.core.driver, full, mode, loop.limits(o))
+  return ask(self, "chmod", full, mode, loop.limits(o))
 end
 
 local function check_owner(what, value)
@@ -480,7 +579,7 @@ function Files:chown(path, owner, group, opts)
   if not full then
     return nil, o, code, detail
   end
-  return rights.chown(self.box.core.driver, full, owner, group, loop.limits(o))
+  return ask(self, "chown", full, owner, group, loop.limits(o))
 end
 
 -- ---------------------------------------------------------------- between host and sandbox
@@ -516,7 +615,7 @@ function Files:upload(host_path, path, opts)
   if not full then
     return nil, o, code, detail
   end
-  return transfer.upload(self.box.core.driver, host_path, full, o)
+  return ask(self, "upload", host_path, full, o)
 end
 
 --- Copies a file or a whole directory out of the sandbox. A file is put in place as a whole; a
@@ -544,7 +643,7 @@ function Files:download(path, host_path, opts)
   if not max then
     return nil, message, code, detail
   end
-  return transfer.download(self.box.core.driver, full, host_path, max, limit, o)
+  return ask(self, "download", full, host_path, max, limit, o)
 end
 
 ---@param box moonsand.Sandbox

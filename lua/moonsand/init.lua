@@ -14,6 +14,8 @@ local providers = require "moonsand.providers"
 local sandboxes = require "moonsand.sandbox"
 local tasks = require "moonsand.task"
 
+local unpack = table.unpack or unpack
+
 local M = {}
 
 M._VERSION = core.version
@@ -32,10 +34,9 @@ M.loop = {
   pollfd = loop.pollfd, events = loop.events, timeout = loop.timeout,
 }
 
---- The options of `create` that every provider takes.
-local CREATE = {
-  provider = "string",
-  name = "string",
+--- The options that every provider takes: of all calls, of those that give a sandbox, of create.
+local CALL = { provider = "string", timeout = "number", cancel = "table" }
+local HANDLE = {
   env = "table",
   env_file = "string",
   clear_env = "boolean",
@@ -45,19 +46,30 @@ local CREATE = {
   umask = "string",
   max_output = "number|string",
   check = "boolean",
-  metadata = "table",
-  timeout = "number",
-  cancel = "table",
 }
+local CREATE = { name = "string", metadata = "table" }
 
-local function create_options(provider)
+--- The provider that a call's options name, and the options, checked.
+---@return table? provider, any opts_or_message, string? code, table? detail
+local function prepare(call, opts, level, ...)
+  if opts ~= nil and type(opts) ~= "table" and type(opts) ~= "number" then
+    errors.raise(level + 1, "%s: options must be a table, got %s", call, type(opts))
+  end
+  local name = type(opts) == "table" and opts.provider or "local"
+  if type(name) ~= "string" then
+    errors.raise(level + 1, "%s: option 'provider' must be a string, got %s", call, type(name))
+  end
+  local provider, message, code, detail = providers.find(name)
+  if not provider then
+    return nil, message, code, detail
+  end
   local known = {}
-  for _, source in ipairs { CREATE, provider.options } do
-    for name, types in pairs(source) do
-      known[name] = types
+  for _, source in ipairs { CALL, provider.options, ... } do
+    for option, types in pairs(source) do
+      known[option] = types
     end
   end
-  return known
+  return provider, options.check(call, opts, known, level + 1)
 end
 
 local function random_id()
@@ -71,9 +83,9 @@ local function valid_name(name)
 end
 
 --- What programs get unless they say otherwise.
-local function read_defaults(opts)
+local function read_defaults(call, opts, level)
   local environment = require "moonsand.environment"
-  local ok, message, code, detail = environment.check("moonsand.create: env", opts.env, 4)
+  local ok, message, code, detail = environment.check(call .. ": env", opts.env, level + 1)
   if not ok then
     return nil, message, code, detail
   end
@@ -100,47 +112,48 @@ local function read_defaults(opts)
   }
 end
 
+--- Nothing was made.
+local function none(provider, message, code, detail)
+  detail.started, detail.provider = false, provider.name
+  return nil, message, code, detail
+end
+
+--- The handle of what `ask` gives, the provider's sandbox.
+local function open(call, level, provider, opts, fields, ask, ...)
+  local defaults, message, code, detail = read_defaults(call, opts, level + 1)
+  if not defaults then
+    return none(provider, message, code, detail)
+  elseif opts.cancel and opts.cancel:cancelled() then
+    return none(provider, loop.cancelled(opts.cancel.reason))
+  end
+  local driver
+  driver, message, code, detail = ask(...)
+  if not driver then
+    return none(provider, message, code, detail)
+  end
+  local id = driver.id or random_id()
+  return sandboxes.new(provider, driver, {
+    id = id,
+    name = driver.name or fields.name or id,
+    owned = fields.owned,
+    metadata = driver.metadata or fields.metadata,
+  }, defaults)
+end
+
 local function create(call, opts, level)
-  if opts ~= nil and type(opts) ~= "table" then
-    errors.raise(level + 1, "%s: options must be a table, got %s", call, type(opts))
-  end
-  local name = opts and opts.provider or "local"
-  if type(name) ~= "string" then
-    errors.raise(level + 1, "%s: option 'provider' must be a string, got %s", call, type(name))
-  end
-  local provider, message, code, detail = providers.find(name)
+  local provider, message, code, detail = prepare(call, opts, level + 1, HANDLE, CREATE)
   if not provider then
     return nil, message, code, detail
   end
-  opts = options.check(call, opts, create_options(provider), level + 1)
+  opts = message
   if opts.name and not valid_name(opts.name) then
-    return errors.fail("invalid", ("name: %s (letters, digits, '.', '_', '-', at most 64)"):format(
-      options.quote(opts.name)), { started = false, provider = provider.name })
+    return none(provider, select(2, errors.fail("invalid",
+      ("name: %s (letters, digits, '.', '_', '-', at most 64)"):format(options.quote(opts.name)))))
   end
-  local defaults, driver
-  defaults, message, code, detail = read_defaults(opts)
-  if not defaults then
-    detail.started, detail.provider = false, provider.name
-    return nil, message, code, detail
-  elseif defaults.cwd and defaults.cwd:sub(1, 1) ~= "/" then
-    defaults.cwd = "/workspace/" .. defaults.cwd
-  end
-  if opts.cancel and opts.cancel:cancelled() then
-    message, code, detail = loop.cancelled(opts.cancel.reason)
-  else
-    driver, message, code, detail = provider.create(opts, loop.limits(opts))
-  end
-  if not driver then
-    detail.started, detail.provider = false, provider.name
-    return nil, message, code, detail
-  end
-  local id = random_id()
-  return sandboxes.new(provider, driver, {
-    id = id,
-    name = opts.name or id,
-    owned = true,
-    metadata = opts.metadata,
-  }, defaults)
+  local fields = { name = opts.name, owned = true, metadata = opts.metadata }
+  -- No tail call: it would take the frame that levels of errors count.
+  return errors.outcome(open(call, level + 1, provider, opts, fields, provider.create, opts,
+    loop.limits(opts)))
 end
 
 --- Creates a sandbox, ready to use.
@@ -149,6 +162,89 @@ end
 function M.create(opts)
   -- No tail call: it would take the frame that levels of errors count.
   return errors.outcome(create("moonsand.create", opts, 2))
+end
+
+local function check_id(call, what, id)
+  if type(id) ~= "string" or id == "" then
+    errors.raise(3, "%s: %s is a string, got %s", call, what, options.quote(id))
+  end
+end
+
+--- A sandbox that exists already, by its id or its name. The handle ends only what it started.
+---@param id string
+---@param opts? table provider, env, cwd, …, timeout, cancel
+---@return moonsand.Sandbox? box, string? message, string? code, table? detail
+function M.connect(id, opts)
+  check_id("moonsand.connect", "the id", id)
+  local provider, checked, code, detail = prepare("moonsand.connect", opts, 2, HANDLE)
+  if not provider then
+    return nil, checked, code, detail
+  end
+  return errors.outcome(open("moonsand.connect", 2, provider, checked, { owned = false },
+    providers.ask, provider, "connect", id, checked, loop.limits(checked)))
+end
+
+--- What a call of the provider's answers; a failure names it.
+local function ask(call, opts, name, ...)
+  local provider, checked, code, detail = prepare(call, opts, 3)
+  if not provider then
+    return nil, checked, code, detail
+  end
+  local arguments, count = { ... }, select("#", ...)
+  arguments[count + 1], arguments[count + 2] = checked, loop.limits(checked)
+  local value, message
+  value, message, code, detail = providers.ask(provider, name, unpack(arguments, 1, count + 2))
+  if value == nil then
+    detail.provider = provider.name
+    return nil, message, code, detail
+  end
+  return value, provider
+end
+
+--- The provider's sandboxes: { id, name, provider, state, created_at, metadata, … } each.
+---@param opts? table provider, timeout, cancel, and what the provider takes
+---@return table[]? list, string? message, string? code, table? detail
+function M.list(opts)
+  local list, provider, code, detail = ask("moonsand.list", opts, "list")
+  if not list then
+    return nil, provider, code, detail
+  end
+  for _, row in ipairs(list) do
+    row.provider = provider.name
+  end
+  return list
+end
+
+--- Ends a sandbox without a handle. Already gone is true.
+---@param id string
+---@param opts? table provider, timeout, cancel
+---@return true|nil ok, string? message, string? code, table? detail
+function M.destroy(id, opts)
+  check_id("moonsand.destroy", "the id", id)
+  return errors.outcome(ask("moonsand.destroy", opts, "destroy", id))
+end
+
+--- What `box:snapshot` made: { id, name, created_at, … } each.
+---@param opts? table provider, timeout, cancel
+---@return table[]? list, string? message, string? code, table? detail
+function M.snapshots(opts)
+  return errors.outcome(ask("moonsand.snapshots", opts, "snapshots"))
+end
+
+---@param name string
+---@param opts? table provider, timeout, cancel
+---@return true|nil ok, string? message, string? code, table? detail
+function M.delete_snapshot(name, opts)
+  check_id("moonsand.delete_snapshot", "the name", name)
+  return errors.outcome(ask("moonsand.delete_snapshot", opts, "delete_snapshot", name))
+end
+
+--- Waits until the sandboxes that were closed are gone: those of services end in their own time.
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function M.flush(opts)
+  opts = options.check("moonsand.flush", opts, { timeout = "number", cancel = "table" })
+  return errors.outcome(providers.flush(loop.limits(opts)))
 end
 
 local function close(box)

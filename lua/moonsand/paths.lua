@@ -7,6 +7,17 @@ local M = {}
 
 local MAX = 4095
 
+--- A path in a directory; an absolute one as it is.
+---@param directory string
+---@param path string
+---@return string
+function M.join(directory, path)
+  if path:sub(1, 1) == "/" then
+    return path
+  end
+  return directory:gsub("/+$", "") .. "/" .. path
+end
+
 --- An absolute path: relative ones begin at the sandbox's working directory.
 ---@param box moonsand.Sandbox
 ---@param path string
@@ -17,9 +28,8 @@ function M.resolve(box, path)
   end
   if path == "." then
     path = box:cwd()
-  elseif path:sub(1, 1) ~= "/" then
-    path = box:cwd():gsub("/+$", "") .. "/" .. path
   end
+  path = M.join(box:cwd(), path)
   if #path > MAX then
     return errors.fail("invalid", ("a path of %d bytes is too long"):format(#path), { path = path })
   end

@@ -66,7 +66,8 @@ end
 --- What a Result or a failure looks like when it is kept, so that every wait answers the same.
 local function keep(self, result, message, code, detail)
   if detail then
-    detail.id, detail.provider = self.id, self.box.provider
+    detail.id = detail.id or self.id -- the provider's, where it can be attached to again
+    detail.provider = self.box.provider
   end
   self.outcome = {
     result = result,

@@ -6,6 +6,8 @@ local errors = require "moonsand.errors"
 local options = require "moonsand.options"
 local paths = require "moonsand.paths"
 
+local unpack = table.unpack or unpack
+
 local M = {}
 
 --- The options of exec and start, with their types; which call takes which.
@@ -36,9 +38,8 @@ M.common = {
   log = "table",
 }
 
---- What no provider can do yet.
-local UNSUPPORTED = { "pty", "background", "log" }
-
+--- What a provider has to be able to do for an option.
+local NEEDED = { pty = "pty", background = "background", log = "background" }
 
 --- `options.check` walks tables with pairs, so each call has a whole one.
 local function whole(more)
@@ -148,16 +149,19 @@ local function read_umask(value)
   return mask
 end
 
-local function check_user(user)
-  if user == nil or user == environment.base.USER or user == 1000 or user == "1000" then
-    return true
+--- The user to name to the provider: none where it is the one that there is.
+local function read_user(driver, user)
+  if user == nil or driver.users and driver.users[tostring(user)] then
+    return false
+  elseif driver:can "users" then
+    return user
   end
-  return errors.fail("unsupported", ("user: only '%s' exists in this sandbox"):format(environment.base.USER))
+  return errors.fail("unsupported", ("user: there is no %s in this sandbox"):format(
+    options.quote(user)))
 end
 
---- The whole environment that a program gets.
----@return table<string, string>? variables, string? message, string? code, table? detail
-function M.environment(call, defaults, opts, level)
+--- What the caller says of a program's environment: `false` takes a variable out.
+local function own_environment(call, base, defaults, opts, level)
   local ok, message, code, detail = environment.check(call .. ": env", opts.env, level + 1)
   if not ok then
     return nil, message, code, detail
@@ -170,9 +174,32 @@ function M.environment(call, defaults, opts, level)
     end
   end
   if opts.clear_env then
-    return environment.merge(file, opts.env)
+    return { file or {}, opts.env or {} }
   end
-  return environment.merge(not defaults.clear_env and environment.base or nil, defaults.env, file, opts.env)
+  return { not defaults.clear_env and base or {}, defaults.env, file or {}, opts.env or {} }
+end
+
+--- The whole environment that a program gets.
+---@param base? table<string, string> what every program finds
+---@return table<string, string>? variables, string? message, string? code, table? detail
+function M.environment(call, base, defaults, opts, level)
+  local layers, message, code, detail = own_environment(call, base, defaults, opts, level + 1)
+  if not layers then
+    return nil, message, code, detail
+  end
+  return environment.merge(unpack(layers))
+end
+
+--- Those variables that a sandbox's own environment has and this program must not.
+local function unset(defaults, opts)
+  local names = {}
+  for name, value in pairs(environment.lay(defaults.env, opts.env)) do
+    if value == false then
+      names[#names + 1] = name
+    end
+  end
+  table.sort(names)
+  return names
 end
 
 -- ---------------------------------------------------------------- streams
@@ -200,12 +227,13 @@ local function has_callbacks(opts)
 end
 
 --- The same, as a provider wants it. That of a call which sets nothing is made once.
-local function environment_list(call, defaults, opts, level)
+local function environment_list(call, base, defaults, opts, level)
   local plain = not opts.env and not opts.env_file and not opts.clear_env
   if plain and defaults.env_list then
     return defaults.env_list
   end
-  local variables, message, code, detail = M.environment(call, defaults, opts, level + 1)
+  local variables, message, code, detail =
+    M.environment(call, base, defaults, opts, level + 1)
   if not variables then
     return nil, message, code, detail
   end
@@ -227,15 +255,17 @@ function M.plan(call, box, command, opts, level)
   if not argv then
     return nil, message, code, detail
   end
-  for _, name in ipairs(UNSUPPORTED) do
-    if opts[name] then
+  local driver = box.core.driver
+  for name, capability in pairs(NEEDED) do
+    if opts[name] and not driver:can(capability) then
       return errors.fail("unsupported", name .. " is not supported by this provider")
     end
   end
-  local env, limits, umask, ok, max_output
-  ok, message, code, detail = check_user(opts.user or defaults.user)
-  if ok then
-    env, message, code, detail = environment_list(call, defaults, opts, level)
+  local base = driver.environment
+  local user, env, limits, umask, max_output
+  user, message, code, detail = read_user(driver, opts.user or defaults.user)
+  if user ~= nil then
+    env, message, code, detail = environment_list(call, base, defaults, opts, level)
   end
   if env then
     limits, message, code, detail = read_limits(call, opts.limits, level)
@@ -270,8 +300,14 @@ function M.plan(call, box, command, opts, level)
   local spec = {
     argv = argv,
     env = env,
+    clear_env = not base and (opts.clear_env or defaults.clear_env) or nil,
+    unset = not base and unset(defaults, opts) or nil,
     cwd = cwd,
     umask = umask,
+    user = user or nil,
+    pty = opts.pty or nil,
+    background = opts.background or nil,
+    log = opts.log,
     timeout = timeout,
     grace = opts.grace,
     leave = opts.leave,

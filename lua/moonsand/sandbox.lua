@@ -8,6 +8,9 @@ local options = require "moonsand.options"
 local paths = require "moonsand.paths"
 local processes = require "moonsand.process"
 local programs = require "moonsand.program"
+local providers = require "moonsand.providers"
+
+local unpack = table.unpack or unpack
 
 local M = {}
 
@@ -30,6 +33,13 @@ local elsewhere = {
   run = "moonsand.code",
   run_code = "moonsand.code",
   languages = "moonsand.code",
+  ps = "moonsand.system",
+  kill = "moonsand.system",
+  killall = "moonsand.system",
+  monitor = "moonsand.system",
+  metrics = "moonsand.system",
+  watch_metrics = "moonsand.system",
+  session = "moonsand.session",
 }
 
 --- Sugar like `box:python(code)` comes from the languages table.
@@ -82,6 +92,7 @@ local function fail(self, message, code, detail)
   return nil, message, code, detail
 end
 
+local WAIT = { timeout = "number", cancel = "table" }
 local VIEW = {
   cwd = "string",
   env = "table",
@@ -185,7 +196,7 @@ end
 ---@param opts? table|number
 ---@return true|nil ok, string? message, string? code, table? detail
 function Sandbox:cd(path, opts)
-  opts = options.check("box:cd", opts, { timeout = "number", cancel = "table" })
+  opts = options.check("box:cd", opts, WAIT)
   check_open(self, "box:cd")
   if type(path) ~= "string" then
     errors.raise(2, "box:cd: a path is a string, got %s", type(path))
@@ -234,15 +245,34 @@ function Sandbox:setenv(name, value)
   return true
 end
 
+--- What programs find that are told nothing. A sandbox that has an environment of its own is asked,
+--- once.
+local function base_environment(self)
+  local core = self.core
+  if not core.environment then
+    local message, code, detail
+    core.environment, message, code, detail =
+      require("moonsand.portable").environment(core.driver, loop.limits())
+    if not core.environment then
+      return nil, message, code, detail
+    end
+  end
+  return core.environment
+end
+
 --- One variable of the next program, or all of them.
 ---@param name? string
----@return string|table<string, string>|nil
+---@return string|table<string, string>|nil value, string? message, string? code, table? detail
 function Sandbox:getenv(name)
   check_open(self, "box:getenv")
   if name ~= nil and type(name) ~= "string" then
     errors.raise(2, "box:getenv: names of variables are strings, got %s", type(name))
   end
-  local variables = programs.environment("box:getenv", self.defaults, {}, 2)
+  local base, message, code, detail = base_environment(self)
+  if not base then
+    return fail(self, message, code, detail)
+  end
+  local variables = programs.environment("box:getenv", base, self.defaults, {}, 2)
   if name == nil then
     return variables
   end
@@ -251,35 +281,118 @@ end
 
 -- ---------------------------------------------------------------- about it
 
---- Whether the provider can do something: "native", "portable" or false.
+--- The calls that stand for a capability: those a driver has are native, portable.lua has others.
+local CALLS = {
+  ps = "ps", kill = "kill", metrics = "metrics", monitor = "sample", session = "session",
+  pause = "pause", snapshot = "snapshot", lifetime = "set_lifetime",
+}
+local PORTABLE = {
+  files = true, atomic_write = true, watch = true, ps = true, kill = true, metrics = true,
+  monitor = true, session = true,
+}
+
+--- Whether something can be done: "native", by the provider; "portable", with plain commands inside
+--- the sandbox; or false.
 ---@param capability string
 ---@return "native"|"portable"|false
 function Sandbox:can(capability)
   local known = {}
-  for _, name in ipairs(self.core.provider.capabilities) do
-    known[name] = true
+  for _, list in ipairs { providers.capabilities, self.core.provider.capabilities } do
+    for _, name in ipairs(list) do
+      known[name] = true
+    end
   end
   if not known[capability] then
     local near = type(capability) == "string" and options.nearest(capability, known)
     errors.raise(2, "box:can: there is no capability %s%s", options.quote(capability),
       near and (" (did you mean '" .. near .. "'?)") or "")
   end
-  return self.core.driver:can(capability)
+  local driver = self.core.driver
+  return CALLS[capability] and driver[CALLS[capability]] and "native"
+    or driver:can(capability) or PORTABLE[capability] and "portable" or false
 end
 
 --- What is known of it: id, name, provider, state, created_at, metadata, limits and how each is held.
 ---@return table
 function Sandbox:info()
   check_open(self, "box:info")
-  local info = self.core.driver:info()
+  local driver = self.core.driver
+  local info = driver.info and driver:info() or {}
   info.id, info.name, info.provider = self.id, self.name, self.provider
-  info.state = self.core.driver:state()
-  info.created_at = self.core.created_at
-  info.metadata = self.core.metadata
+  info.state = driver:state()
+  info.created_at = info.created_at or self.core.created_at
+  info.metadata = info.metadata or self.core.metadata
   for _, limit in pairs(info.limits or {}) do -- with whatever numbers the provider reckons
     limit.value = options.integer(limit.value) or limit.value
   end
   return info
+end
+
+-- ---------------------------------------------------------------- what not every provider can
+
+--- One of a driver's optional calls.
+local function ask(self, call, name, opts, ...)
+  opts = options.check(call, opts, WAIT, 3)
+  self:check_open(call, 3)
+  local driver = self.core.driver
+  if not driver[name] then
+    return fail(self, select(2, errors.fail("unsupported",
+      ("%s is not supported by the provider '%s'"):format(call, self.provider))))
+  end
+  local arguments, count = { ... }, select("#", ...)
+  arguments[count + 1] = loop.limits(opts)
+  local value, message, code, detail = driver[name](driver, unpack(arguments, 1, count + 1))
+  if value == nil then
+    return fail(self, message, code, detail)
+  end
+  return value
+end
+
+--- Stops everything inside until `resume`, where the provider can.
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Sandbox:pause(opts)
+  return errors.outcome(ask(self, "box:pause", "pause", opts))
+end
+
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Sandbox:resume(opts)
+  return errors.outcome(ask(self, "box:resume", "resume", opts))
+end
+
+--- Keeps the files, not the programs, under a name to create others from, where the provider can.
+---@param name? string
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return table|nil snapshot { id, name, … }
+---@return string? message, string? code, table? detail
+function Sandbox:snapshot(name, opts)
+  if name ~= nil and type(name) ~= "string" then
+    errors.raise(2, "box:snapshot: the name is a string, got %s", type(name))
+  end
+  return errors.outcome(ask(self, "box:snapshot", "snapshot", opts, name))
+end
+
+--- It ends so many seconds from now, where the provider can.
+---@param seconds number
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Sandbox:set_lifetime(seconds, opts)
+  if type(seconds) ~= "number" or not (seconds > 0) then
+    errors.raise(2, "box:set_lifetime: seconds are a positive number, got %s", tostring(seconds))
+  end
+  return errors.outcome(ask(self, "box:set_lifetime", "set_lifetime", opts, seconds))
+end
+
+--- Where a port inside can be reached from outside, where the provider can.
+---@param port integer
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return string? url, string? message, string? code, table? detail
+function Sandbox:url(port, opts)
+  if type(port) ~= "number" or port % 1 ~= 0 or port < 1 or port > 65535 then
+    errors.raise(2, "box:url: a port is a number from 1 to 65535, got %s", tostring(port))
+  end
+  return errors.outcome(ask(self, "box:url", "url", opts, port))
 end
 
 -- ---------------------------------------------------------------- the end
@@ -299,7 +412,7 @@ Sandbox.__close = Sandbox.close
 ---@param opts? { timeout?: number, cancel?: moonsand.Token }
 ---@return true|nil ok, string? message, string? code, table? detail
 function Sandbox:destroy(opts)
-  opts = options.check("box:destroy", opts, { timeout = "number", cancel = "table" })
+  opts = options.check("box:destroy", opts, WAIT)
   self.core.closed = true
   local ok, message, code, detail = self.core.driver:destroy(loop.limits(opts))
   if not ok then
@@ -319,13 +432,15 @@ end
 function M.new(provider, driver, fields, defaults)
   local core = {
     provider = provider,
-    driver = driver,
+    driver = providers.complete(driver),
+    environment = driver.environment,
     closed = false,
     started = 0, -- programs, ever
     created_at = os.time(),
     metadata = fields.metadata,
   }
-  defaults.cwd = defaults.cwd or environment.base.HOME
+  local home = driver.cwd or "/"
+  defaults.cwd = paths.join(home, defaults.cwd or home)
   defaults.env = copy(defaults.env or {})
   return handle(core, {
     id = fields.id,

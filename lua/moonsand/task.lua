@@ -65,6 +65,7 @@ local function finalizer(fn)
   end
   return setmetatable({}, { __gc = fn })
 end
+M.finalizer = finalizer
 
 --- Failures whose task is gone, unseen; told in the next turn of the loop.
 local untold = { list = {}, closing = false }

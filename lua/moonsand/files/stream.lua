@@ -227,6 +227,7 @@ function Text:close()
 end
 
 --- The Stream over a file, which is taken over, or over its content.
+---@param file userdata|table|string
 local function new(box, file, path, access)
   if type(file) == "string" then
     file = setmetatable({ text = file, at = 1 }, Text)
@@ -243,6 +244,8 @@ local function new(box, file, path, access)
   stream.seek = seek
   return stream
 end
+
+M.new = new
 
 local flags = core.file_flags
 
@@ -264,14 +267,15 @@ function M.access(text)
 end
 
 --- As `files:open`, of an absolute path.
----@param box moonsand.Sandbox
+---@param driver table
 ---@param path string
 ---@param text? string
 ---@param max integer the most that is read of a file that cannot be passed
 ---@param limits moonsand.Limits
+---@param box moonsand.Sandbox kept alive by the stream
 ---@return moonsand.Stream? stream, string? message, string? code, table? detail
-function M.open(box, path, text, max, limits)
-  local access, driver = M.access(text), box.core.driver
+function M.open(driver, path, text, max, limits, box)
+  local access = M.access(text)
   local ok, body, file, detail = calls.call(driver, "open",
     { path = path, flags = access.flags, mode = writing.MODE }, limits)
   if not ok then

@@ -25,8 +25,18 @@ function M.await(worker, root)
   end
 end
 
+--- As `files:mkdir`, of an absolute path.
+function M.mkdir(driver, path, mode, parents, limits)
+  local ok, message, code, detail =
+    calls.call(driver, "mkdir", { path = path, mode = mode, a = parents and 1 or 0 }, limits)
+  if not ok then
+    return nil, message, code, detail
+  end
+  return true
+end
+
 --- Removes a directory with all that is in it.
-function M.remove(driver, path, limits)
+local function remove_all(driver, path, limits)
   local summary, message, code, detail = calls.work(driver, { "remove", path },
     { path = path, verb = "remove" }, limits, M.await, path)
   if not summary then
@@ -35,10 +45,26 @@ function M.remove(driver, path, limits)
   return true
 end
 
---- As `files:copy`, of absolute paths; `follow` a link that `from` is.
-function M.copy(driver, from, to, follow, limits)
+--- As `files:remove`, of an absolute path.
+function M.remove(driver, path, recursive, limits)
+  local ok, message, code, detail = calls.call(driver, "remove", { path = path }, limits)
+  if ok then
+    return true
+  elseif recursive and (code == "not_empty" or code == "exists") then
+    return remove_all(driver, path, limits)
+  end
+  return nil, message, code, detail
+end
+
+--- Copies a tree or a file; `follow` a link that `from` is.
+local function copy(driver, from, to, follow, limits)
   return calls.work(driver, { "copy", from, to, follow and "1" or "0" },
     { path = from, verb = "copy" }, limits, M.await, from)
+end
+
+--- As `files:copy`, of absolute paths.
+function M.copy(driver, from, to, limits)
+  return copy(driver, from, to, true, limits)
 end
 
 --- Between file systems a rename is a copy and a removal. What rename would refuse is refused
@@ -62,7 +88,7 @@ local function move_across(driver, from, to, limits)
     end
   end
   local summary
-  summary, message, code, detail = M.copy(driver, from, to, false, limits)
+  summary, message, code, detail = copy(driver, from, to, false, limits)
   if not summary then
     return nil, message, code, detail
   elseif #summary.skipped > 0 then
@@ -70,7 +96,7 @@ local function move_across(driver, from, to, limits)
     return errors.fail(first.code, ("%s: %s could not be copied: %s"):format(what,
       options.quote(first.path), first.message), { path = first.path })
   elseif directory then
-    return M.remove(driver, from, limits)
+    return remove_all(driver, from, limits)
   end
   summary, message, code, detail = calls.call(driver, "remove", { path = from }, limits)
   if not summary then

@@ -3,6 +3,7 @@
 
 local core = require "moonsand.core"
 local doctor = require "moonsand.doctor"
+local environment = require "moonsand.environment"
 local errors = require "moonsand.errors"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
@@ -51,14 +52,8 @@ local native = {
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
 
---- What a capability's name may be, beyond those that are native.
-M.capabilities = {
-  "pty", "resize", "attach", "background", "users", "watch", "pause", "snapshot", "network_allow",
-  "ports", "interpreter", "metrics", "limits.memory", "limits.cpus",
-}
-for name in pairs(native) do
-  M.capabilities[#M.capabilities + 1] = name
-end
+--- No names of its own for what `can` may be asked.
+M.capabilities = {}
 
 -- ---------------------------------------------------------------- programs
 
@@ -159,6 +154,11 @@ end
 local Sandbox = {}
 Sandbox.__index = Sandbox
 
+--- What programs find, the directory they start in, and the one user that there is.
+Sandbox.environment = environment.base
+Sandbox.cwd = environment.base.HOME
+Sandbox.users = { [environment.base.USER] = true, ["1000"] = true }
+
 --- Files go to the agent as well as from it.
 Sandbox.returns_files = true
 
@@ -170,6 +170,9 @@ end
 function Sandbox:can(name)
   return native[name] and "native" or false
 end
+
+--- The file calls stand on the agent.
+Sandbox.files = require "moonsand.files.native"
 
 --- A failure when nothing can be asked of it any more.
 local function unusable(state)
@@ -380,7 +383,7 @@ local function plan_limits(opts)
   for name, value in pairs(DEFAULTS) do
     limits[name], enforced[name] = value, { value = value, by = HOW[name] }
   end
-  for name, asked in pairs(options.check("moonsand.create: limits", opts.limits, KNOWN, 5)) do
+  for name, asked in pairs(options.check("moonsand.create: limits", opts.limits, KNOWN, 6)) do
     local value, message, code, detail = read_limit(name, asked)
     if not value then
       return nil, message, code, detail
@@ -450,10 +453,10 @@ end
 --- The system calls that are to be allowed again. Which may be, the agent knows.
 ---@return string[]? names, string? message, string? code, table? detail
 local function read_allow(seccomp)
-  local allow = options.check("moonsand.create: seccomp", seccomp, SECCOMP, 5).allow or {}
+  local allow = options.check("moonsand.create: seccomp", seccomp, SECCOMP, 6).allow or {}
   for i, name in ipairs(allow) do
     if type(name) ~= "string" then
-      errors.raise(6, "moonsand.create: seccomp.allow: name %d must be a string, got %s", i, type(name))
+      errors.raise(7, "moonsand.create: seccomp.allow: name %d must be a string, got %s", i, type(name))
     end
   end
   if #allow > ALLOW_MAX then

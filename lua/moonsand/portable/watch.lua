@@ -1,0 +1,104 @@
+--- Looking into many files, and at one directory again and again.
+
+local change = require "moonsand.portable.change"
+local errors = require "moonsand.errors"
+local look = require "moonsand.portable.look"
+local options = require "moonsand.options"
+local shell = require "moonsand.portable.shell"
+
+local M = {}
+
+--- A line is told of with so many bytes at most.
+local MAX_LINE = 4096
+
+--- Each file: a mark, its name, a NUL, what is in it. The mark cannot be in a file.
+local GREP = [[
+[ -e "$1" ] || { stat -L -c %f -- "$1" >/dev/null; exit 91; }
+find -H "$1" -type f -exec sh -c '
+  mark=$1; shift
+  for f; do printf "%s%s\0" "$mark" "$f"; cat -- "$f"; done' sh "$2" {} + 2>/dev/null
+printf %s "$2"
+exit 0
+]]
+
+--- The lines of one file that match.
+local function search_text(path, text, find, list, limit)
+  local number = 0
+  for line in text:gsub("\n$", ""):gmatch "([^\n]*)\n?" do
+    number = number + 1
+    local column = find(line)
+    if column then
+      if #list >= limit then
+        return false
+      end
+      list[#list + 1] =
+        { path = path, line = number, column = column, text = line:sub(1, MAX_LINE) }
+    end
+  end
+  return true
+end
+
+--- As `files:grep`, below an absolute path. Binary files, which have a NUL, are passed over.
+---@param find fun(line: string): integer? where it matches
+function M.grep(driver, path, find, limit, limits)
+  local mark = change.token()
+  local script, message, code, detail =
+    shell.start(driver, GREP, { path, mark }, shell.doing("grep", path), limits)
+  if not script then
+    return nil, message, code, detail
+  end
+  local rest, list = "", {}
+  while true do
+    local data
+    data, message, code, detail = script:chunk()
+    if message then
+      return nil, message, code, detail
+    elseif not data then
+      break
+    end
+    rest = rest .. data
+    local from = rest:find(mark, 1, true)
+    local to = from and rest:find(mark, from + #mark, true)
+    while to do
+      local name, text = rest:sub(from + #mark, to - 1):match "^([^%z]+)%z(.*)$"
+      if name and not text:find "%z" and text ~= ""
+        and not search_text(name, text, find, list, limit) then
+        script:kill()
+        return errors.fail("too_large", ("grep %s: more than %d lines"):format(options.quote(path),
+          limit), { path = path, matches = list })
+      end
+      rest = rest:sub(to)
+      from, to = 1, rest:find(mark, #mark + 1, true)
+    end
+  end
+  local ok
+  ok, message, code, detail = script:finish()
+  if not ok then
+    return nil, message, code, detail
+  end
+  table.sort(list, function(a, b)
+    if a.path ~= b.path then
+      return a.path < b.path
+    end
+    return a.line < b.line
+  end)
+  return list
+end
+
+--- What is below a directory now, by path: for finding out what has changed.
+---@return table<string, string>? seen, string? message, string? code, table? detail
+function M.changes(driver, path, recursive, limits)
+  local entries, message, code, detail =
+    look.list(driver, path, recursive and 2 ^ 31 or 1, 100000, limits)
+  if not entries then
+    return nil, message, code, detail
+  end
+  local seen = {}
+  for _, entry in ipairs(entries) do
+    seen[entry.path] = entry.type == "directory" and "directory" -- what is in it is told by itself
+      or ("%s %d %.9f %o"):format(entry.type, entry.size, entry.modified_at, entry.mode)
+  end
+  return seen
+end
+
+return M

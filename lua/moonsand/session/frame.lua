@@ -1,0 +1,211 @@
+--- What a session's shell is told and how its answers are read.
+---
+--- The shell is an interactive one (`-i`), since that is what goes on after an error, an interrupt
+--- or an unset variable. Its own stdout and stderr lead nowhere; 8 and 7 are the pipes to us, which
+--- no command gets: each has them as its 1 and 2, and /dev/null as its 0 (and in bash 9, its own
+--- text). What a command does to its own with `exec` ends with it.
+---
+--- (`command :` is there because `$_` would have the token otherwise.)
+---
+--- Before a command the shell writes a token to both pipes, and after it the token again, the
+--- status and its background jobs. A token is 128 random bits, new for each command and in no
+--- variable, so no output can hold it by chance or by malice. The line that writes the second one
+--- is sent along; a shell that drops what it has read ahead (dash, after an error) loses it, so it
+--- is sent again until it is answered.
+
+local core = require "moonsand.core"
+
+local M = {}
+
+--- The first line: silence for prompts, our pipes, no history. Then who it is.
+local HELLO = [[
+PS1= PS2=; exec 8>&1 7>&2 >/dev/null 2>&1
+[ -z "${BASH_VERSION-}" ] || { set +H; set +o history; unset HISTFILE; }
+read -r up rest </proc/uptime
+\command \printf '%%s(%%s %%s %%s)' %s "$$" "$up" "${BASH_VERSION+bash}" >&8
+unset up rest
+]]
+
+--- In one line with what it is the beginning of.
+local BEGIN =
+  [[{ \command \printf '%%s(' %s >&8; \command \printf '%%s(' %s >&7; \command :; }; ]]
+
+--- `eval` goes on after an error where the shell does.
+local EVAL = BEGIN .. [[
+eval %s <%s 1>&8 2>&7 7>&- 8>&-
+]]
+
+--- bash says things of its own when it is interactive ("[1] 4711"); not in what it reads from a
+--- file.
+local SOURCE = BEGIN .. [[
+. /dev/fd/9 9<<'%s' <%s 1>&8 2>&7 7>&- 8>&-
+%s
+%s
+]]
+
+local END = [[
+{ \command \printf '%%s)%%s ' %s "$?"; \jobs -p; \command \printf .; } >&8
+\command \printf '%%s)' %s >&7; \command :
+]]
+
+function M.token()
+  return (core.random(16):gsub(".", function(c)
+    return ("%02x"):format(c:byte())
+  end))
+end
+
+local function quote(word)
+  return "'" .. word:gsub("'", "'\\''") .. "'"
+end
+
+function M.hello(token)
+  return HELLO:format(token)
+end
+
+--- What it said: its pid, the seconds that its machine is up, and which shell it is.
+---@return integer? pid, number? uptime, boolean? bash
+function M.who(said, token)
+  local pid, uptime, name = said:match(token .. "%((%d+) ([%d.]+) (%a*)%)")
+  if pid then
+    return tonumber(pid), tonumber(uptime), name == "bash"
+  end
+end
+
+--- The lines that run a command.
+---@param token string
+---@param command string
+---@param input? string a path
+---@param bash boolean
+function M.command(token, command, input, bash)
+  local from = quote(input or "/dev/null")
+  if bash then
+    return SOURCE:format(token, token, token, from, command, token)
+  end
+  return EVAL:format(token, token, quote(command), from)
+end
+
+function M.ending(token)
+  return END:format(token, token)
+end
+
+--- Reads one pipe: `feed(data)` hands on what lies between the tokens, and answers true when the
+--- second one was there.
+---@class moonsand.FrameReader
+---@field private first string
+---@field private last string
+---@field private state "before"|"inside"|"after"
+---@field private rest string what may be the beginning of a token
+---@field tail string what came after the second token
+local Reader = {}
+Reader.__index = Reader
+
+--- What comes is scanned once; as many bytes as a token may have of them are kept back.
+function Reader:feed(data, emit)
+  if self.state == "after" then
+    self.tail = self.tail .. data
+    return
+  end
+  local text = self.rest .. data
+  if self.state == "before" then
+    local _, to = text:find(self.first, 1, true)
+    local ended = text:find(self.last, 1, true)
+    if ended and (not to or ended < to) then
+      self.lost = true -- the command was never begun
+      to = ended - 1
+    end
+    if not to then
+      self.rest = text:sub(-#self.first)
+      return
+    end
+    self.state, text = "inside", text:sub(to + 1)
+  end
+  local from, to = text:find(self.last, 1, true)
+  if from then
+    self.state, self.tail, self.rest = "after", text:sub(to + 1), ""
+    text = text:sub(1, from - 1)
+  else
+    local kept = math.min(#text, #self.last - 1)
+    self.rest = text:sub(#text - kept + 1)
+    text = text:sub(1, #text - kept)
+  end
+  if text ~= "" then
+    emit(text)
+  end
+end
+
+--- The pipe has ended: what was kept back is output.
+function Reader:finish(emit)
+  if self.state == "inside" and self.rest ~= "" then
+    emit(self.rest)
+  end
+  self.rest = ""
+end
+
+function Reader:done()
+  return self.state == "after"
+end
+
+--- The status and the jobs, once all of it is there.
+---@return integer? status, integer[]? jobs
+function Reader:status()
+  local status, list = self.tail:match "^(%d+) ([%d\n]*)%."
+  if not status then
+    return nil
+  end
+  local jobs = {}
+  for pid in list:gmatch "%d+" do
+    jobs[#jobs + 1] = pid
+  end
+  return tonumber(status), jobs
+end
+
+---@param token string
+---@return moonsand.FrameReader
+function M.reader(token)
+  return setmetatable({ first = token .. "(", last = token .. ")", state = "before", rest = "",
+    tail = "", lost = false }, Reader)
+end
+
+--- Interrupts a shell and kills what runs below it, but what was put into the background before: `$1`
+--- its pid, `$2` the signal for the others, `$3` when the command began, in ticks of `/proc`, then
+--- those that stay. What has lost its parent is one of the command's if it began after it. A shell
+--- leaves its loop when it was interrupted and so was what it waits for.
+M.STOP = [[
+shell=$1 signal=$2 from=$3; shift 3
+keep=" $* "
+all= sid=
+set -f
+for p in $(set +f; echo /proc/[0-9]*); do
+  l=
+  { while IFS= read -r x; do l=$x; done <"$p/stat"; } 2>/dev/null
+  [ -n "$l" ] || continue
+  p=${p#/proc/}
+  set -- ${l##*") "}
+  [ "$p" = "$shell" ] && sid=$4
+  q=$2
+  if [ "$q" = 1 ] && [ "${20}" -lt "$from" ]; then q=-; fi
+  all="$all $p:$q:$4"
+done
+[ -n "$sid" ] || exit 0
+hit=" $shell " more=1
+while [ -n "$more" ]; do
+  more=
+  for e in $all; do
+    p=${e%%:*} r=${e#*:}; q=${r%:*}
+    case $hit$keep in *" $p "*) continue ;; esac
+    case $hit in *" $q "*) hit="$hit$p " more=1 ;; *)
+      [ "$q" = 1 ] && [ "${r#*:}" = "$sid" ] && hit="$hit$p " more=1 ;;
+    esac
+  done
+done
+hit=${hit#" $shell "}
+if [ "$signal" = TERM ]; then
+  [ -z "$hit" ] || kill -TERM $hit
+else
+  kill -INT "$shell"
+  [ -z "$hit" ] || { kill -INT $hit; sleep 0.01; kill -KILL $hit; }
+fi 2>/dev/null
+exit 0
+]]
+
+return M

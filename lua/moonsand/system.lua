@@ -1,0 +1,323 @@
+--- What runs inside a sandbox and what it uses: ps, kill, killall, monitor, metrics. The provider
+--- is asked, or portable.lua.
+
+local errors = require "moonsand.errors"
+local loop = require "moonsand.loop"
+local options = require "moonsand.options"
+local portable = require "moonsand.portable"
+local signals = require "moonsand.signals"
+local streams = require "moonsand.stream"
+
+local M = {}
+
+local WAIT = { timeout = "number", cancel = "table" }
+local KILL = {
+  signal = "string|number", grace = "number", tree = "boolean", timeout = "number",
+  cancel = "table",
+}
+local WATCH = { interval = "number", timeout = "number", cancel = "table" }
+
+--- How often one that is dying is looked at, and how long after a KILL.
+local LOOK, KILLED = 0.02, 5
+
+---@class moonsand.ProcessRow
+---@field pid integer
+---@field ppid integer
+---@field user string
+---@field state "running"|"sleeping"|"waiting"|"stopped"|"traced"|"zombie"|"idle"
+---@field name string
+---@field command string the words with spaces between
+---@field argv string[]
+---@field cpu_percent number since it began
+---@field memory integer bytes
+---@field started_at number Unix seconds
+
+--- One of a driver's optional calls, or its portable form.
+local function ask(box, name, ...)
+  local driver = box.core.driver
+  local call = driver[name] or portable[name]
+  local value, message, code, detail = call(driver, ...)
+  if value == nil then
+    detail.provider = box.provider
+    return nil, message, code, detail
+  end
+  return value
+end
+
+local function check_filter(call, filter, level)
+  if filter ~= nil and type(filter) ~= "string" and type(filter) ~= "function" then
+    errors.raise(level + 1, "%s: the filter is text or a function, got %s", call, type(filter))
+  end
+end
+
+local function check_pid(call, pid, level)
+  if type(pid) ~= "number" or pid % 1 ~= 0 or pid < 1 then
+    errors.raise(level + 1, "%s: a pid is a positive whole number, got %s", call, tostring(pid))
+  end
+end
+
+local function select_rows(box, filter, limits)
+  local rows, message, code, detail = ask(box, "ps", limits)
+  if not rows or filter == nil then
+    return rows, message, code, detail
+  end
+  local list = {}
+  for _, row in ipairs(rows) do
+    local wanted
+    if type(filter) == "function" then
+      wanted = filter(row)
+    else
+      wanted = row.command:find(filter, 1, true)
+    end
+    if wanted then
+      list[#list + 1] = row
+    end
+  end
+  return list
+end
+
+--- All processes of the sandbox, or those that a filter says yes to: a function of a row, or text
+--- that is somewhere in `command`.
+---@param filter? string|fun(row: moonsand.ProcessRow): any
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.ProcessRow[]? rows, string? message, string? code, table? detail
+function M.ps(box, filter, opts)
+  check_filter("box:ps", filter, 2)
+  opts = options.check("box:ps", opts, WAIT)
+  box:check_open("box:ps", 2)
+  return errors.outcome(select_rows(box, filter, loop.limits(opts)))
+end
+
+--- Whether it is over; zombies are.
+local function is_over(box, pid, limits)
+  local sample, message, code, detail = ask(box, "sample", pid, limits)
+  if not sample and code ~= "not_found" then
+    return nil, message, code, detail
+  end
+  return not sample
+end
+
+local function await_death(box, pid, seconds, limits)
+  local last = loop.now() + seconds
+  while true do
+    local over, message, code, detail = is_over(box, pid, limits)
+    if over ~= false then
+      return over, message, code, detail
+    elseif loop.now() > last then
+      return false
+    end
+    message, code, detail = loop.wait { deadline = loop.now() + LOOK, token = limits.token }
+    if code ~= "timeout" then
+      return errors.fail(code, message, detail)
+    elseif limits.deadline and loop.now() > limits.deadline then
+      return errors.fail("timeout", ("process %d: timed out"):format(pid))
+    end
+  end
+end
+
+--- One process: its signal, and with `grace` the wait and the KILL.
+local function finish_off(box, pid, number, opts, limits)
+  local ok, message, code, detail = ask(box, "kill", pid, number, opts.tree or false, limits)
+  if not ok or not opts.grace then
+    return ok, message, code, detail
+  end
+  local dead
+  dead, message, code, detail = await_death(box, pid, opts.grace, limits)
+  if dead == false then
+    ok, message, code, detail =
+      ask(box, "kill", pid, signals.numbers.KILL, opts.tree or false, limits)
+    if not ok and code ~= "not_found" then
+      return nil, message, code, detail
+    end
+    dead, message, code, detail = await_death(box, pid, KILLED, limits)
+    if dead == false then
+      return errors.fail("timeout",
+        ("process %d: killed, but its end was not confirmed"):format(pid))
+    end
+  end
+  return dead, message, code, detail
+end
+
+--- The signal's number; raises for a grace that is none.
+local function read_kill(call, opts)
+  if opts.grace and not (opts.grace >= 0) then
+    errors.raise(3, "%s: grace must be a number of seconds, not %s", call, opts.grace)
+  end
+  return signals.number(opts.signal or "TERM")
+end
+
+---@class moonsand.KillOptions
+---@field signal? string|integer TERM if nil
+---@field grace? number seconds, then KILL; waits
+---@field tree? boolean
+---@field timeout? number seconds to wait
+---@field cancel? moonsand.Token
+
+--- Sends a signal to a process of the sandbox (TERM). With `grace`, waits so long for its end, and
+--- then kills it; with `tree`, everything below it too.
+---@param pid integer
+---@param opts? moonsand.KillOptions
+---@return true|nil ok, string? message, string? code, table? detail
+function M.kill(box, pid, opts)
+  check_pid("box:kill", pid, 2)
+  opts = options.check("box:kill", opts, KILL)
+  box:check_open("box:kill", 2)
+  local number, message, code, detail = read_kill("box:kill", opts)
+  if not number then
+    return nil, message, code, detail
+  end
+  return errors.outcome(finish_off(box, pid, number, opts, loop.limits(opts)))
+end
+
+--- The same for all that a filter says yes to: how many there were. Those that are over by then
+--- count as well; the sandbox's first process (1) is let be.
+---@param filter string|fun(row: moonsand.ProcessRow): any
+---@param opts? moonsand.KillOptions
+---@return integer? count, string? message, string? code, table? detail
+function M.killall(box, filter, opts)
+  if filter == nil then
+    errors.raise(2, "box:killall: a filter is needed: text or a function")
+  end
+  check_filter("box:killall", filter, 2)
+  opts = options.check("box:killall", opts, KILL)
+  box:check_open("box:killall", 2)
+  local number, message, code, detail = read_kill("box:killall", opts)
+  if not number then
+    return nil, message, code, detail
+  end
+  local limits = loop.limits(opts)
+  local rows
+  rows, message, code, detail = select_rows(box, filter, limits)
+  if not rows then
+    return nil, message, code, detail
+  end
+  local count = 0
+  for _, row in ipairs(rows) do
+    if row.pid ~= 1 then
+      local ok
+      ok, message, code, detail = finish_off(box, row.pid, number, opts, limits)
+      if not ok and code ~= "not_found" then
+        detail.count = count
+        return nil, message, code, detail
+      end
+      count = count + 1
+    end
+  end
+  return count
+end
+
+--- Waits for the next moment of an iterator.
+local function await_turn(state, limits)
+  local deadline = math.min(state.next_at, limits.deadline or math.huge)
+  local message, code, detail = loop.wait { deadline = deadline, token = limits.token }
+  if code ~= "timeout" or limits.deadline and loop.now() < state.next_at then
+    return message, code, detail
+  end
+  state.next_at = math.max(state.next_at + state.interval, loop.now())
+end
+
+local function next_sample(state, opts)
+  if state.over then
+    return nil
+  end
+  local limits = loop.limits(opts or state.opts)
+  local message, code, detail = await_turn(state, limits)
+  if message then
+    return nil, message, code, detail
+  end
+  local now
+  now, message, code, detail = ask(state.box, "sample", state.pid, limits)
+  if not now then
+    state.over = code == "not_found"
+    if state.over then
+      return nil
+    end
+    return nil, message, code, detail
+  end
+  local before, at = state.last, loop.now()
+  local elapsed = math.max(at - state.at, 1e-3)
+  state.last, state.at = now, at
+  return {
+    cpu_percent = math.max(0, 100 * (now.cpu_time - before.cpu_time) / elapsed),
+    memory = now.memory,
+    threads = now.threads,
+    read_bytes = now.read_bytes,
+    write_bytes = now.write_bytes,
+    at = os.time(),
+  }
+end
+
+local function read_interval(call, opts)
+  if opts.interval and not (opts.interval > 0) then
+    errors.raise(3, "%s: interval must be a positive number of seconds, not %s", call,
+      opts.interval)
+  end
+  return opts.interval or 1
+end
+
+--- An iterator of what a process uses, every `interval` seconds (1); it ends with the process.
+---@param pid integer
+---@param opts? { interval?: number, timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.Iterator? samples { cpu_percent, memory, threads, read_bytes, write_bytes, at }
+---@return string? message, string? code, table? detail
+function M.monitor(box, pid, opts)
+  check_pid("box:monitor", pid, 2)
+  opts = options.check("box:monitor", opts, WATCH)
+  box:check_open("box:monitor", 2)
+  local interval = read_interval("box:monitor", opts)
+  local first, message, code, detail = ask(box, "sample", pid, loop.limits(opts))
+  if not first then
+    return nil, message, code, detail
+  end
+  local state = { box = box, pid = pid, interval = interval, last = first, at = loop.now(),
+    next_at = loop.now() + interval, opts = opts, over = false }
+  return streams.iterator(next_sample, state, function()
+    state.over = true
+  end)
+end
+
+---@class moonsand.Metrics
+---@field cpu_percent number 100 is one CPU
+---@field cpu_count integer
+---@field memory_used integer bytes
+---@field memory_total integer
+---@field memory_percent number
+---@field processes integer
+---@field disk_used integer bytes
+---@field at number Unix seconds
+
+--- What the sandbox uses now.
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.Metrics? metrics, string? message, string? code, table? detail
+function M.metrics(box, opts)
+  opts = options.check("box:metrics", opts, WAIT)
+  box:check_open("box:metrics", 2)
+  return errors.outcome(ask(box, "metrics", loop.limits(opts)))
+end
+
+local function next_metrics(state, opts)
+  if state.over then
+    return nil
+  end
+  local limits = loop.limits(opts or state.opts)
+  local message, code, detail = await_turn(state, limits)
+  if message then
+    return nil, message, code, detail
+  end
+  return errors.outcome(ask(state.box, "metrics", limits))
+end
+
+--- An iterator of the same, every `interval` seconds (1), the first at once.
+---@param opts? { interval?: number, timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.Iterator
+function M.watch_metrics(box, opts)
+  opts = options.check("box:watch_metrics", opts, WATCH)
+  box:check_open("box:watch_metrics", 2)
+  local state = { box = box, interval = read_interval("box:watch_metrics", opts),
+    next_at = loop.now(), opts = opts, over = false }
+  return streams.iterator(next_metrics, state, function()
+    state.over = true
+  end)
+end
+
+return M
