@@ -236,7 +236,7 @@ describe("the gateway", function()
       ["code that is too long"] = { { language = "python", code = ("#"):rep(64 * 1024 + 1) }, 400 },
       ["an unknown field"] = { { language = "python", code = "1", privileged = true }, 400 },
       ["a timeout below nothing"] = { { language = "python", code = "1", timeout = -1 }, 400 },
-      ["a timeout that is too long"] = { { language = "python", code = "1", timeout = 31 }, 400 },
+      ["a timeout that is too long"] = { { language = "python", code = "1", timeout = 61 }, 400 },
       ["a timeout that is no number"] = { '{"language":"python","code":"1","timeout":nan}', 400 },
       ["input that is a list"] = { { language = "python", code = "1", stdin = { "a" } }, 400 },
       ["a body that is too large"] = { (" "):rep(256 * 1024 + 1), 413 },

@@ -867,8 +867,9 @@ describe("moonsand.process", function()
       end)
 
       it("is for what is collected, not for what somebody reads", function()
-        local p = start("seq 5000", { max_output = 1000, on_limit = "kill" })
+        local p = start("read go; seq 5000", { max_output = 1000, on_limit = "kill" })
         local count = 0
+        moonsand.assert(p.stdin:write "\n")
         for _ in p.stdout:lines() do
           count = count + 1
         end

@@ -29,6 +29,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_UNPOISON_MEMORY_REGION(at, size) ((void)0)
+#endif
+
 #define PASS_INTERVAL_NS UINT64_C(1000000)
 /* How long a child may take to become its program, while others run that may hinder it. */
 enum { START_ROUNDS = 100, START_ROUND_MS = 20 };
@@ -276,6 +282,7 @@ static pid_t spawn(const ms_exec *e, const int *stdio, uint64_t tag, char *const
   if (pid > 0)
     await_report(report[0], pid);
   close(report[0]);
+  ASAN_UNPOISON_MEMORY_REGION(stack, sizeof stack); /* the child's frames never return */
   return pid; /* one that failed is reaped like any other */
 }
 
