@@ -257,9 +257,9 @@ static void await_report(int fd, pid_t pid) {
   child_failure.what = "start";
 }
 
-/* A process, or -1 and child_failure. A program's child shares our memory until its exec, for speed,
- * with a stack of its own in this frame; not by vfork, whose caller cannot be woken while somebody
- * inside keeps the child stopped. A worker goes on with a copy. */
+/* A process, or -1 and child_failure. A program's child shares our memory until its exec, for
+ * speed, with a stack of its own in this frame; not by vfork, whose caller cannot be woken while
+ * somebody inside keeps the child stopped. A worker goes on with a copy. */
 static pid_t spawn(const ms_exec *e, const int *stdio, uint64_t tag, char *const *argv,
                    char *const *envp) {
   _Alignas(16) char stack[CHILD_STACK];
@@ -283,7 +283,7 @@ static pid_t spawn(const ms_exec *e, const int *stdio, uint64_t tag, char *const
     await_report(report[0], pid);
   close(report[0]);
   ASAN_UNPOISON_MEMORY_REGION(stack, sizeof stack); /* the child's frames never return */
-  return pid; /* one that failed is reaped like any other */
+  return pid;                                       /* one that failed is reaped like any other */
 }
 
 /* `count` strings into a NULL-terminated vector. */
