@@ -19,9 +19,10 @@ local function start(opts)
   local self = nginx.server { dir = dir, path = "/content", allowed = opts.allowed }
   local modules = must "nginx -V":match "%-%-modules%-path=(%S+)"
   must(([[cd %s && mkdir lua so tmp && chmod 755 . && cp -R "$OLDPWD"/lua/moonsand lua &&
-    cp "$OLDPWD"/spec/hosts/ngx_app.lua "$OLDPWD"/spec/hosts/behaviour.lua lua && cp -R "$OLDPWD"/%s/jit/moonsand so &&
-    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout key.pem -out cert.pem -subj /CN=localhost \
-      -days 2 2>/dev/null]]):format(dir, BUILD))
+    cp "$OLDPWD"/spec/hosts/ngx_app.lua "$OLDPWD"/spec/hosts/behaviour.lua lua &&
+    cp -R "$OLDPWD"/%s/jit/moonsand so &&
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
+      -keyout key.pem -out cert.pem -subj /CN=localhost -days 2 2>/dev/null]]):format(dir, BUILD))
   local root = must "id -u" == "0\n"
   if root then
     must("chown -R www-data " .. dir)
