@@ -1,7 +1,8 @@
--- A fleet: hundreds of jobs over a few remote sandboxes, with progress and a summary. A job is tried
--- again only where it cannot have begun; of one that was lost sight of we say so, and do not guess.
+-- A fleet: hundreds of jobs over a few remote sandboxes, with progress and a summary. A job is
+-- tried again only where it cannot have begun; of one that was lost sight of we say so, and do not guess.
 --
---     OPEN_SANDBOX_DOMAIN=localhost:8080 OPEN_SANDBOX_API_KEY=… lua5.4 examples/fleet.lua [jobs] [sandboxes]
+--     export OPEN_SANDBOX_DOMAIN=localhost:8080 OPEN_SANDBOX_API_KEY=…
+--     lua5.4 examples/fleet.lua [jobs] [sandboxes]
 
 local moonsand = require "moonsand"
 
@@ -21,7 +22,8 @@ local function command(number)
   if number % 50 == 0 then
     return "echo 'no such luck' >&2; exit 3"
   end
-  return ("i=0 s=0; while [ $i -lt %d ]; do i=$((i + 1)) s=$((s + i * i)); done; echo $s"):format(number)
+  return ("i=0 s=0; while [ $i -lt %d ]; do i=$((i + 1)) s=$((s + i * i)); done; echo $s")
+    :format(number)
 end
 
 local done, next_job, waiting = {}, 1, {} -- outcomes; and what was sent back

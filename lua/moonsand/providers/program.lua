@@ -18,7 +18,7 @@ local CONFIRMED = 5
 ---@class moonsand.Job the provider's side
 ---@field spec table
 ---@field limits moonsand.Limits its token is cancelled when the program has to die
----@field reason? "timeout"|"cancel"|"close"|"output" why it is being killed
+---@field reason? "timeout"|"cancel"|"close"|"output"|"signal" why it is being killed
 local Job = {}
 Job.__index = Job
 
@@ -144,7 +144,7 @@ local function kill(self, reason)
   if job.reason then
     return
   end
-  job.reason = reason or "close"
+  job.reason = reason or "signal"
   if self.on_signal then
     tell(self, KILL, true)
   end
@@ -202,7 +202,8 @@ local function settle(self, fine, exit, message, code, detail)
     exit, message, code, detail = errors.fail("provider", tostring(exit), { cause = exit })
   end
   if exit then
-    exit.reason = exit.reason or job.reason or self.late and "timeout" or nil
+    exit.reason = exit.reason or job.reason ~= "signal" and job.reason
+      or self.late and "timeout" or nil
     exit.duration = exit.duration or loop.now() - self.began_at
     exit.pid = exit.pid or self.process_id
     exit.pipes_held = exit.pipes_held or false
