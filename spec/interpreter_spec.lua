@@ -6,8 +6,8 @@ local helper = require "helper"
 local loop = require "moonsand.loop"
 local moonsand = require "moonsand"
 
---- The interpreter of the next `box:interpreter`: code is a Lua chunk that gets what it needs in
---- `_ENV`: `state`, `out`, `err`, `show`, `nap(seconds)`, which answers true when it is interrupted.
+--- An interpreter whose code is Lua, with globals: `state`, `out`, `err`, `show`, and `nap(seconds)`,
+--- which answers true when it is interrupted.
 local Scripted = {}
 Scripted.__index = Scripted
 
@@ -184,9 +184,11 @@ describe("moonsand.interpreter", function()
       assert.equal(40, displays)
       assert.equal("ox\ny", table.concat(rest))
       local lines = {}
-      local r = run([[out "one\ntw"; err "e\n"; out "o"; return {}]], { on_line = function(line, name)
-        lines[#lines + 1] = name .. ":" .. line
-      end })
+      local r = run([[out "one\ntw"; err "e\n"; out "o"; return {}]], {
+        on_line = function(line, name)
+          lines[#lines + 1] = name .. ":" .. line
+        end,
+      })
       table.sort(lines)
       assert.same({ "stderr:e", "stdout:one", "stdout:two" }, lines)
       assert.equal("one\ntwo", r.stdout)
@@ -359,11 +361,12 @@ describe("moonsand.interpreter", function()
     end)
 
     it("is a failure when it is none", function()
-      for _, code in ipairs { "return", "return 7", "return nil, 7, {}", "return false", "return 'x'",
-        "error 'oops'", "error { 1 }", "local x = nil; x()" } do
+      for _, code in ipairs { "return", "return 7", "return nil, 7, {}", "return false",
+        "return 'x'", "error 'oops'", "error { 1 }", "local x = nil; x()" } do
         assert.equal("provider", code_of(interpreter:run(code)), code)
       end
-      local code, detail = code_of(interpreter:run "out 'x'; return nil, 'cut', 'lost', { id = '1' }")
+      local code, detail =
+        code_of(interpreter:run "out 'x'; return nil, 'cut', 'lost', { id = '1' }")
       assert.equal("lost", code)
       assert.equal("1", detail.id)
       assert.equal("lost", code_of(interpreter:run "return nil, 'cut', 'lost'"))

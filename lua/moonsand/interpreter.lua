@@ -1,5 +1,5 @@
---- State that lives on between pieces of code: `box:interpreter`, over a driver's `interpreter`. Here
---- are its turns and its end; interpreter/run.lua is one piece of code.
+--- State that lives on between pieces of code: `box:interpreter`, over a driver's `interpreter`.
+--- Here are its turns and its end; interpreter/run.lua is one piece of code.
 
 local errors = require "moonsand.errors"
 local languages = require "moonsand.languages"

@@ -782,7 +782,8 @@ end
 
 --- Where you are in its output, in bytes as the provider counts them: past all that came, but for
 --- what waits to be read. `box:attach` takes it as `since`.
----@return { stdout: integer, stderr: integer }? offsets, string? message, string? code, table? detail
+---@return { stdout: integer, stderr: integer }? offsets
+---@return string? message, string? code, table? detail
 function Process:offsets()
   if not self.program.offsets then
     return lacks(self, "process:offsets")

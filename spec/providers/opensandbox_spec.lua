@@ -361,6 +361,19 @@ describe("moonsand.providers.opensandbox", function()
       assert.is_true(took > 1.5 and took < 10, tostring(took))
     end)
 
+    if rawget(_G, "jit") then
+      it("is left where LuaJIT compiles, which would hang", function()
+        local script = support.write(support.directory() .. "/compiled.lua", ([[
+          box = assert(require("moonsand").create { provider = "opensandbox", image = "debian:12",
+            base_url = %q, api_key = %q })
+          print(box.id)]]):format(fake.url, fake.key))
+        local output, status = support.run(("LUA_PATH=%s LUA_CPATH=%s timeout 20 %s %s"):format(
+          support.quote(package.path), support.quote(package.cpath), support.interpreter, script))
+        assert.equal(0, status)
+        assert.is_true(moonsand.destroy(output:match "^(%S+)\n$", options()))
+      end)
+    end
+
     it("says what it can", function()
       for name, how in pairs { argv = "native", stdin = "native", pty = "native", pause = "native",
         snapshot = "native", lifetime = "native", metrics = "native", session = "portable",
@@ -564,16 +577,47 @@ describe("moonsand.providers.opensandbox", function()
       other:close()
     end)
 
-    it("is taken up where it was left", function()
-      local p = assert(box:start("echo one; sleep 0.5; echo two", { background = true }))
+    it("is taken up where it was left, with what was not read", function()
+      local p = assert(box:start("echo one; echo two; sleep 0.7; echo three", { background = true }))
       assert.equal("one", p.stdout:read("l", 10))
+      assert.equal("two", p:wait_for("two", 10))
       local since = assert(p:offsets())
-      assert.is_true(since.stdout > 0)
       assert.is_true(p:detach())
-      local again = assert(box:attach(p.id, { since = since }))
-      assert.equal("two\n", assert(again:wait(20)).stdout)
-      assert.same({ stdout = "one\ntwo\n", stderr = "" }, assert(again:log()))
+      local token = moonsand.token()
+      local again = assert(box:attach(p.id, { since = since, cancel = token }))
+      token:cancel() -- that was for the call
+      assert.equal("two\nthree\n", assert(again:wait(20)).stdout)
+      assert.same({ stdout = "one\ntwo\nthree\n", stderr = "" }, assert(again:log()))
       assert.equal("unsupported", code_of(again:resize(80, 24)))
+      for _, wrong in ipairs { { stdout = -1 }, { stderr = 0.5 }, { stdin = 0 }, { stdout = "1" } } do
+        assert.has_error(function()
+          box:attach(p.id, { since = wrong })
+        end)
+      end
+    end)
+
+    it("is let go of while somebody waits, and runs on", function()
+      local p = assert(box:start("sleep 0.5; echo end", { background = true }))
+      local told
+      local heard = assert(box:attach(p.id, { on_exit = function(_, _, code)
+        told = code
+      end }))
+      moonsand.run(function()
+        local task = moonsand.task(function()
+          return code_of(heard:wait(20))
+        end)
+        moonsand.sleep(0.05)
+        assert.is_true(heard:detach())
+        assert.equal("closed", task:wait())
+      end)
+      support.eventually(20, "on_exit is told", function()
+        loop.step(0.01)
+        return told
+      end)
+      assert.equal("closed", told)
+      assert.equal("end\n", assert(p:wait(20)).stdout)
+      assert.is_true(assert(box:start "true"):wait(20).ok)
+      assert.equal("unsupported", code_of(assert(box:start "true"):detach()))
     end)
 
     it("that was attached to outlives a handle of connect", function()
@@ -859,10 +903,11 @@ describe("moonsand.providers.opensandbox", function()
         local other = assert(moonsand.connect(box.id, options()))
         local closing = assert(other:interpreter())
         local began = core.now()
-        local code, detail = code_of(closing:run("print('on', flush=True)\nimport time\ntime.sleep(30)",
-          { on_stdout = function()
+        local code, detail = code_of(closing:run("print('on')\nimport time\ntime.sleep(30)", {
+          on_stdout = function()
             (how == "sandbox" and other or closing):close()
-          end }))
+          end,
+        }))
         assert.equal("closed", code)
         assert.equal("on\n", detail.result.stdout)
         assert.is_false(closing.alive)
@@ -874,7 +919,8 @@ describe("moonsand.providers.opensandbox", function()
 
     it("whose stream is cut or makes no sense is no success", function()
       for _, case in ipairs {
-        { "lost", { fault = "cut", after = 130 } }, { "lost", { fault = "cut", after = 130, reset = true } },
+        { "lost", { fault = "cut", after = 130 } },
+        { "lost", { fault = "cut", after = 130, reset = true } },
         { "provider", { fault = "status", status = 500, form = "error" } },
         { "protocol", { fault = "status", status = 200, body = "{\"type\":3}\n\n",
           headers = { ["Content-Type"] = "text/event-stream" } } },
@@ -889,9 +935,12 @@ describe("moonsand.providers.opensandbox", function()
     it("takes of what is told only what has its form", function()
       local lines = {}
       for _, line in ipairs {
-        [[{"type":"init","text":"x"}]], [[{"type":"stdout","text":7}]], [[{"type":"stdout","text":"s"}]],
+        [[{"type":"init","text":"x"}]],
+        [[{"type":"stdout","text":7}]],
+        [[{"type":"stdout","text":"s"}]],
         [[{"type":"result","results":{"text":["no"],"application/json":{"a":[1,null]}}}]],
-        [[{"type":"result","results":"none"}]], [[{"type":"execution_count","execution_count":"x"}]],
+        [[{"type":"result","results":"none"}]],
+        [[{"type":"execution_count","execution_count":"x"}]],
         [[{"type":"error","error":{"ename":{},"evalue":null,"traceback":"t"}}]],
         [[{"type":"execution_complete"}]],
       } do

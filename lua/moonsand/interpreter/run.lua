@@ -1,6 +1,6 @@
---- One piece of code in an interpreter, from its start to its CodeResult. The driver's run goes on in
---- a coroutine of its own, so that a caller who is cancelled, or whose callback raises, can still see
---- it end. What comes from there is bounded, and counts only where it has the form that it should.
+--- One piece of code in an interpreter, from its start to its CodeResult. The driver's run goes on
+--- in a coroutine of its own, so that a caller who is cancelled, or whose callback raises, can still
+--- see it end. What comes from there is bounded, and counts only where it has its form.
 
 local callbacks = require "moonsand.process.callbacks"
 local code_results = require "moonsand.code.result"
@@ -110,7 +110,8 @@ local function finish(self, fine, told, message, code, detail)
   elseif fine and type(message) == "string" and type(code) == "string" then
     self.failure = select(4, errors.fail(code, message, detail))
   else
-    self.failure = select(4, errors.fail("provider", "the interpreter did not say how the code ended",
+    self.failure = select(4, errors.fail("provider",
+      "the interpreter did not say how the code ended",
       { started = true, cause = not fine and told or nil }))
   end
   self.over = true

@@ -61,7 +61,7 @@ end
 
 --- Runs code: what `box:interpreter` asks of a driver's.
 ---@param code string
----@param hear { on_stdout: fun(data: string), on_stderr: fun(data: string), on_display: fun(display: table) }
+---@param hear table<"on_stdout"|"on_stderr"|"on_display", fun(value: any)>
 ---@param limits moonsand.Limits
 ---@return { text: string?, execution_count: integer?, error: table?, state_kept: boolean }? told
 ---@return string? message, string? code, table? detail

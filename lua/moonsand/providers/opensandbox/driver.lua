@@ -321,7 +321,7 @@ end
 
 --- A command or a terminal session again, by its id.
 ---@param id string
----@param opts { since: { stdout: integer, stderr: integer }, takeover?: boolean, pty?: boolean, max_output: integer }
+---@param opts table since = { stdout, stderr }, max_output, pty, takeover
 ---@return moonsand.EventProgram? program, string? message, string? code, table? detail
 function Driver:attach(id, opts, limits)
   local program, entry, code, detail

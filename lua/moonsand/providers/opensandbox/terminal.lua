@@ -340,7 +340,7 @@ end
 --- Whoever holds it is sent away with `takeover`.
 ---@param driver moonsand.opensandbox.Driver
 ---@param id string
----@param opts { since: { stdout: integer }, takeover?: boolean, pty?: boolean, max_output: integer }
+---@param opts table since = { stdout, stderr }, max_output, pty, takeover
 ---@return moonsand.EventProgram program, moonsand.opensandbox.Terminal terminal
 function M.attach(driver, id, opts)
   local programs = require "moonsand.providers.program"
