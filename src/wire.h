@@ -60,6 +60,7 @@ typedef enum ms_type {
 #define MS_MOUNT_COPY 2u     /* what is written goes to a copy */
 #define MS_MOUNT_DETACHED 4u /* cloned by the host already */
 #define MS_MOUNT_DIRECTORY 8u
+#define MS_MOUNT_ROOT 16u /* it is to be "/"; with MS_MOUNT_COPY it can be written */
 
 #define MS_IN_FILE 1u /* header flag: the body is in the last file passed along, a memfd */
 #define MS_LONG_MAX ((size_t)8 * 1024 * 1024) /* such a body's most */

@@ -30,7 +30,7 @@
 
 /* The file systems where something may be made. */
 typedef struct own_places {
-  dev_t devices[MS_MOUNTS_MAX + 1];
+  dev_t devices[MS_MOUNTS_MAX + 2];
   unsigned count;
 } own_places;
 
@@ -333,14 +333,24 @@ int ms_mounts_place(ms_mounts *m) {
   int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC), error = root < 0 ? -errno : 0;
   add_own(&own, root);
   close(root);
+  if (ms_mounts_root(m)) {
+    root = open(MS_HOME, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    add_own(&own, root);
+    close(root);
+  }
   for (uint32_t i = 0; i < m->count && error == 0; i++)
-    error = place(m, i, &own);
-  for (uint32_t i = 0; i < m->count; i++)
-    close(m->all[i].fd);
+    if (!(m->all[i].flags & MS_MOUNT_ROOT)) {
+      error = place(m, i, &own);
+      close(m->all[i].fd);
+    }
   if (error < 0)
     return error;
   error = cover_copies();
   return error < 0 ? fail(m, "copy", m->count - 1, error) : 0;
+}
+
+const ms_mount *ms_mounts_root(const ms_mounts *m) {
+  return m->count > 0 && m->all[0].flags & MS_MOUNT_ROOT ? &m->all[0] : NULL;
 }
 
 bool ms_mounts_write_host(const ms_mounts *m) {

@@ -28,6 +28,8 @@ int ms_mounts_receive(ms_mounts *m, uint32_t count, int socket, int host_pidfd);
 int ms_mounts_clone(ms_mounts *m);
 /* Once "/" is the sandbox's: puts them in their places. */
 int ms_mounts_place(ms_mounts *m);
+/* The one that is to be "/", NULL: none. */
+const ms_mount *ms_mounts_root(const ms_mounts *m);
 /* Is one of them a part of the host that can be written? */
 bool ms_mounts_write_host(const ms_mounts *m);
 

@@ -16,6 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -88,10 +89,10 @@ static int install_filter(const ms_config *config, uint64_t secret) {
 }
 
 /* Before it is known what for. 0, or a negative errno and the stage that failed. */
-static int prepare(uid_t uid, gid_t gid, const char **stage) {
+static int prepare(uid_t uid, gid_t gid, const ms_mount *root, const char **stage) {
   MS_STAGE("session", setsid());
   MS_STAGE("uid_map", map_user(MS_UID, MS_GID, uid, gid));
-  int error = ms_root_build(stage);
+  int error = root ? ms_image_build(root->fd, stage) : ms_root_build(stage);
   if (error)
     return error;
   MS_STAGE("loopback", raise_loopback());
@@ -102,11 +103,15 @@ static int prepare(uid_t uid, gid_t gid, const char **stage) {
 
 static int finish(const ms_config *config, ms_mounts *mounts, uint64_t *secret,
                   const char **stage) {
-  MS_STAGE("disk", ms_root_limit(config->disk, config->inodes));
+  const ms_mount *root = ms_mounts_root(mounts);
+  MS_STAGE("disk", ms_root_limit(root ? MS_HOME : "/", config->disk, config->inodes));
   int error = ms_mounts_place(mounts);
   *stage = mounts->stage;
   if (error)
     return error;
+  if (root && !(root->flags & MS_MOUNT_COPY))
+    MS_STAGE("root",
+             mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL));
   MS_STAGE("hostname", sethostname(config->hostname, strlen(config->hostname)));
   MS_STAGE("random", getrandom(secret, sizeof *secret, 0));
   MS_STAGE("capabilities", drop_capabilities());
@@ -178,7 +183,7 @@ _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid
   ms_config config;
   uint64_t secret = 0;
   const char *stage = "";
-  int error = spare ? prepare(uid, gid, &stage) : 0;
+  int error = spare ? prepare(uid, gid, NULL, &stage) : 0;
   const char *prepared = stage;
   await_create(zygote_socket, host_pidfd, message);
   int host = message->fds[0];
@@ -191,7 +196,7 @@ _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid
   else
     error = take_mounts(&mounts, &config, host, host_pidfd, spare, &stage);
   if (!error && !spare)
-    error = prepare(uid, gid, &stage);
+    error = prepare(uid, gid, ms_mounts_root(&mounts), &stage);
   if (!error)
     error = finish(&config, &mounts, &secret, &stage);
   if (!error)

@@ -40,7 +40,7 @@ M.options = {
 --- What these may be here, if anything.
 local ONLY = { network = false, isolation = "native" }
 local UNSUPPORTED = {
-  "network", "isolation", "root", "root_mode", "image", "template", "snapshot",
+  "network", "isolation", "image", "template", "snapshot",
   "lifetime", "idle_timeout",
 }
 
@@ -49,13 +49,13 @@ local ALLOW_MAX = 16 -- as the agent takes
 
 local native = {
   argv = true, stdin = true, signals = true, kill_tree = true, atomic_write = true, files = true,
-  mounts = true, workspace = true,
+  mounts = true, root = true, workspace = true,
   ["limits.disk"] = true, ["limits.inodes"] = true, ["limits.processes"] = true,
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
 
 --- What `can` may be asked besides.
-M.capabilities = { "mounts", "workspace" }
+M.capabilities = { "mounts", "root", "workspace" }
 
 -- ---------------------------------------------------------------- programs
 

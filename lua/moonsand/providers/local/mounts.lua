@@ -1,4 +1,4 @@
---- What of the host is put into a sandbox: `workspace` and `mounts`. Sources are looked at and held
+--- What of the host is put into a sandbox: `workspace`, `mounts` and `root`. Sources are looked at and held
 --- open here, with the rights of this process; src/agent/mounts.c puts them in their places.
 
 local core = require "moonsand.core"
@@ -9,7 +9,7 @@ local options = require "moonsand.options"
 local M = {}
 
 local MAX = 64 -- as the agent takes
-local READ_ONLY, COPY, DETACHED, DIRECTORY = 1, 2, 4, 8 -- MS_MOUNT_… of wire.h
+local READ_ONLY, COPY, DETACHED, DIRECTORY, ROOT = 1, 2, 4, 8, 16 -- MS_MOUNT_… of wire.h
 local MODES = { ro = READ_ONLY, rw = 0, copy = COPY }
 local FIELDS = { source = "string", target = "string", mode = "string" }
 
@@ -36,6 +36,9 @@ end
 
 --- Does a target make sense? It is written as it will be: absolute, without "." and "..".
 local function check_target(mount)
+  if mount.root then
+    return true
+  end
   local target = mount.target:gsub("/+$", "")
   local wrong = target:sub(1, 1) ~= "/" and "must be an absolute path below '/'"
     or #target > 4095 and "is too long"
@@ -61,6 +64,10 @@ end
 --- The mounts as the options say: types raise, at the line that called `create`.
 local function read(opts, level)
   local list = {}
+  if opts.root then
+    add(list, "root", opts.root, "/", opts.root_mode or "ro")
+    list[1].root = true
+  end
   if opts.workspace then
     add(list, "workspace", opts.workspace, "/workspace", "rw")
   end
@@ -100,7 +107,7 @@ local function check(list)
     end
     seen[mount.target] = mount.label
     mount.order = i
-    mount.depth = select(2, mount.target:gsub("/", ""))
+    mount.depth = mount.root and 0 or select(2, mount.target:gsub("/", ""))
   end
   table.sort(list, function(a, b)
     if a.depth ~= b.depth then
@@ -159,8 +166,8 @@ local function check_source(mount, is)
     return refuse(mount, "is of a file system that shows the kernel, not files")
   elseif is.kind == "other" then
     return refuse(mount, "is neither a file nor a directory")
-  elseif mount.label == "workspace" and is.kind ~= "directory" then
-    return errors.fail("not_a_directory", ("workspace: %s is no directory"):format(
+  elseif (mount.root or mount.label == "workspace") and is.kind ~= "directory" then
+    return errors.fail("not_a_directory", ("%s: %s is no directory"):format(mount.label,
       options.quote(mount.source)), { path = mount.source })
   end
   local below = is.kind == "directory" and virtual_below(is.path)
@@ -196,6 +203,7 @@ local function hold(mount)
   end
   mount.is, mount.path = is, is.path
   mount.flags = MODES[mount.mode] + (is.kind == "directory" and DIRECTORY or 0)
+    + (mount.root and ROOT or 0)
   return check_source(mount, is)
 end
 
@@ -266,6 +274,11 @@ end
 ---@return table? plan, string? message, string? code, table? detail
 function M.plan(opts, level)
   local list = read(opts, level + 1)
+  local mode = opts.root_mode
+  if mode and (not opts.root or mode ~= "ro" and mode ~= "copy") then
+    return errors.fail("invalid", not opts.root and "root_mode: there is no root"
+      or ("root_mode: %s is none of 'ro', 'copy'"):format(options.quote(mode)))
+  end
   local ok, message, code, detail = check(list)
   for _, mount in ipairs(list) do
     if ok then
@@ -291,7 +304,7 @@ function M.prepare(plan, zygote, limits)
     if mount.detached == nil then
       return nil, message, code, detail
     end
-    sight = sight or not mount.detached
+    sight = sight or mount.root or not mount.detached
   end
   return sight
 end
@@ -314,7 +327,8 @@ end
 function M.describe(plan)
   local rows = {}
   for i, mount in ipairs(plan) do
-    local by = mount.mode ~= "copy" and "bind" or mount.is.kind == "directory" and "overlay" or "copy"
+    local by = mount.mode ~= "copy" and not mount.root and "bind"
+      or mount.is.kind == "directory" and "overlay" or "copy"
     rows[i] = { source = mount.path, target = mount.target, mode = mount.mode, by = by }
   end
   return rows
@@ -354,6 +368,11 @@ end
 ---@return boolean failed, string? message, string? code, table? detail
 function M.failure(plan, stage, errno)
   local step, index = stage:match "^(%l+):(%d+)$"
+  local root = plan[1] and plan[1].root and plan[1]
+  if root and stage == "root" then
+    return true, ("root: %s: one of /dev, /proc, /run, /tmp, /workspace in it: %s"):format(
+      options.quote(root.source), core.strerror(errno)), errors.code(errno), { path = root.source }
+  end
   local mount = plan[tonumber(index)]
   if not mount then
     return false
