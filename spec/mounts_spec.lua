@@ -329,6 +329,25 @@ describe("moonsand.mounts", function()
     end)
   end)
 
+  it("outlives the helper that makes sandboxes", function()
+    for _ = 1, 5 do
+      create { workspace = dir }
+      local killed = 0
+      for _, process in ipairs(support.children(support.native().getpid())) do
+        if process.name == "moonsand" and process.state ~= "Z" then
+          support.run("kill -KILL " .. process.pid)
+          killed = killed + 1
+        end
+      end
+      assert.equal(1, killed)
+      local other = moonsand.assert(moonsand.create { workspace = dir })
+      assert.equal("of the host\n", moonsand.assert(other:exec "cat file").stdout)
+      assert.equal("of the host\n", sh "cat file")
+      other:close()
+      box:close()
+    end
+  end)
+
   it("blames the caller's line for wrong types", function()
     for opts, pattern in pairs {
       [{ workspace = 3 }] = "'workspace'",

@@ -434,33 +434,41 @@ local function await_ready(raw, plan, limits)
   end
 end
 
+--- One try. A failure whose stage is "zygote" is worth another, with another zygote.
+local function try(spec, plan, limits)
+  local from, message, code, detail = zygote()
+  if not from then
+    return nil, message, code, detail
+  end
+  spec.sight, message, code, detail = mounts.prepare(plan, from, limits)
+  if spec.sight == nil then
+    if detail.stage == "zygote" then
+      from:close()
+    end
+    return nil, message, code, detail
+  end
+  spec.mounts = mounts.rows(plan)
+  local raw, errno = from:create(spec)
+  if not raw and from:alive() then
+    return errors.errno(errno, "cannot create a sandbox")
+  elseif not raw then
+    return doctor.unavailable("zygote", errno, M.agent)
+  end
+  local ok
+  ok, message, code, detail = await_ready(raw, plan, limits)
+  if not ok then
+    return nil, message, code, detail
+  end
+  return raw
+end
+
 --- Makes one, ready to use. A zygote that died is noticed at the latest now, and replaced once.
 local function make(spec, plan, limits)
-  for attempt = 1, 2 do
-    local from, message, code, detail = zygote()
-    if not from then
-      return nil, message, code, detail
-    end
-    spec.sight, message, code, detail = mounts.prepare(plan, from, limits)
-    if spec.sight == nil then
-      return nil, message, code, detail
-    end
-    spec.mounts = mounts.rows(plan)
-    local raw, errno = from:create(spec)
-    if raw then
-      local ok
-      ok, message, code, detail = await_ready(raw, plan, limits)
-      if ok then
-        return raw
-      elseif attempt == 2 or detail.stage ~= "zygote" then
-        return nil, message, code, detail
-      end
-    elseif from:alive() then
-      return errors.errno(errno, "cannot create a sandbox")
-    elseif attempt == 2 then
-      return doctor.unavailable("zygote", errno, M.agent)
-    end
+  local raw, message, code, detail = try(spec, plan, limits)
+  if not raw and detail.stage == "zygote" then
+    raw, message, code, detail = try(spec, plan, limits)
   end
+  return raw, message, code, detail
 end
 
 local function valid_hostname(name)

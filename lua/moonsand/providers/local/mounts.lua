@@ -2,6 +2,7 @@
 --- open here, with the rights of this process; src/agent/mounts.c puts them in their places.
 
 local core = require "moonsand.core"
+local doctor = require "moonsand.doctor"
 local errors = require "moonsand.errors"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
@@ -209,11 +210,19 @@ end
 
 -- ---------------------------------------------------------------- whose files they are
 
+--- A failure of the zygote's; its death is told as such.
+local function no_idmap(errno)
+  if errno == core.errno.ECONNRESET or errno == core.errno.EPIPE then
+    return doctor.unavailable("zygote", errno)
+  end
+  return errors.errno(errno, "no user namespace for a mount")
+end
+
 --- Waits for the user namespace that shows a source's owner as the sandbox's user.
 local function idmap(zygote, is, limits)
   local map, errno = zygote:idmap(is.uid, is.gid)
   if not map then
-    return errors.errno(errno, "cannot ask the helper")
+    return no_idmap(errno)
   end
   while true do
     local ready
@@ -222,7 +231,7 @@ local function idmap(zygote, is, limits)
       return map
     elseif ready == false then
       map:close()
-      return errors.errno(errno, "no user namespace for a mount")
+      return no_idmap(errno)
     end
     local message, code, detail = loop.wait(limits, map)
     if message then
