@@ -222,6 +222,23 @@ describe("moonsand.mounts", function()
         { source = dir .. "/big", target = "/data", mode = "copy" } } }, "no_space", "mounts%[1%]")
     end)
 
+    it("is unavailable, with the reason, where the kernel cannot make one", function()
+      -- An overlay on an overlay on an overlay is too deep for it.
+      local output, status = support.child(([[
+        local moonsand = require "moonsand"
+        local box, message, code, detail = moonsand.create { mounts = {
+          { source = %q, target = "/data", mode = "copy" } } }
+        print(box, code, detail.cause, detail.fix ~= nil)
+        moonsand.with({ mounts = { { source = %q, target = "/data" } } }, function(inside)
+          print(moonsand.assert(inside:exec "cat /data/file").stdout)
+        end)]]):format(dir .. "/sub", dir .. "/sub"), ([[%s sh -c 'cd %s && mkdir a b c one two && cp file a
+          mount -t overlay -o lowerdir=a:b none one && mount -t overlay -o lowerdir=one:c none two &&
+          mount --rbind two sub && cd - >/dev/null && exec "$@"' sh]]):format(
+        support.run "id -u" == "0\n" and "unshare -m" or "unshare -rm", dir))
+      assert.equal(0, status, output)
+      assert.truthy(output:find "^nil\tunavailable\toverlayfs does not take[^\n]*\ttrue\nof the host\n", output)
+    end)
+
     it("hides where its changes are kept", function()
       create { mounts = { { source = dir, target = "/data", mode = "copy" } } }
       sh "echo changed >/data/file"

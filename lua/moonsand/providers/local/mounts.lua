@@ -351,7 +351,7 @@ function M.release(plan)
   end
 end
 
---- What the agent says of a mount that failed, in words.
+--- What the agent says of a mount that failed: code, words, perhaps cause and fix.
 local function why(stage, errno, mount)
   local e = core.errno
   if stage == "source" and errno == e.ESTALE then
@@ -368,7 +368,10 @@ local function why(stage, errno, mount)
       errno == e.EISDIR and "a directory, the source is a file" or "no directory")
   end
   if stage == "copy" and (errno == e.EINVAL or errno == e.ENODEV or errno == e.EPERM) then
-    return "unavailable", "cannot be shown as a copy: overlayfs does not take it as a lower layer"
+    return "unavailable", "cannot be shown as a copy", {
+      cause = "overlayfs does not take its file system as a lower layer",
+      fix = "mount it with mode 'ro', or upload it with box.files:upload",
+    }
   end
   return errors.code(errno), ("%s: %s"):format(stage, core.strerror(errno))
 end
@@ -386,9 +389,10 @@ function M.failure(plan, stage, errno)
   if not mount then
     return false
   end
-  local code, words = why(step, errno, mount)
-  return true, ("%s: %s %s"):format(mount.label, options.quote(mount.source), words), code,
-    { path = step == "target" and mount.target or mount.source }
+  local code, words, detail = why(step, errno, mount)
+  detail = detail or {}
+  detail.path = step == "target" and mount.target or mount.source
+  return true, ("%s: %s %s"):format(mount.label, options.quote(mount.source), words), code, detail
 end
 
 return M
