@@ -16,6 +16,7 @@ void ms_process_open(lua_State *L); /* process.c: the type only */
 void ms_sandbox_open(lua_State *L); /* sandbox.c: the type only */
 void ms_zygote_open(lua_State *L);  /* launch.c: core.zygote */
 void ms_file_open(lua_State *L);    /* file.c: core.host_file */
+void ms_source_open(lua_State *L);  /* source.c: core.source, core.euid */
 void ms_entry_open(lua_State *L);   /* entry_lua.c: core.entry, core.records, numbers of calls */
 void ms_tree_open(lua_State *L);    /* tree.c: core.pack, core.unpack, core.place */
 

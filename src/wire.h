@@ -45,7 +45,22 @@ typedef enum ms_type {
   MS_CALL,
   /* agent -> host: i32 errno, then what the call gives. Perhaps a file. */
   MS_RETURN,
+
+  /* host -> zygote: u32 uid, u32 gid. File: a socket, which is answered with a user namespace that
+   * shows these as the sandboxes' one user, or with an i32 errno. */
+  MS_IDMAP,
+  /* host -> agent, before MS_READY, as many as MS_CREATE said: u32 flags, str source, str target.
+   * File: the source (O_PATH), or a detached tree. */
+  MS_MOUNT,
 } ms_type;
+
+#define MS_CREATE_MOUNTS 2u /* header flag of MS_CREATE: needs sight of the host's mounts */
+
+#define MS_MOUNT_READ_ONLY 1u
+#define MS_MOUNT_COPY 2u     /* what is written goes to a copy */
+#define MS_MOUNT_DETACHED 4u /* cloned by the host already */
+#define MS_MOUNT_DIRECTORY 8u
+#define MS_MOUNT_ROOT 16u /* it is to be "/"; with MS_MOUNT_COPY it can be written */
 
 #define MS_IN_FILE 1u /* header flag: the body is in the last file passed along, a memfd */
 #define MS_LONG_MAX ((size_t)8 * 1024 * 1024) /* such a body's most */

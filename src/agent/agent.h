@@ -4,7 +4,10 @@
  *   main.c     the zygote: its socket, forking sandboxes, dying with the host
  *   setup.c    what a fresh fork does to become a sandbox: mounts, limits, privileges
  *   root.c     the root file system inside
+ *   image.c    the same out of another root file system
+ *   mounts.c   what is mounted there of the host's
  *   filter.c   the system call filter
+ *   setid.c    another, for those that write into directories of the host
  *   loop.c     the agent's life: requests in, exits out, timers
  *   exec.c     programs: starting, tagging, reaping, killing trees
  *   files.c    the file calls, answered at once
@@ -39,6 +42,7 @@ typedef struct ms_config {
   const char *hostname;
   uint32_t allow_count; /* then as many strings: system calls to allow again */
   const char *allow[MS_ALLOW_MAX];
+  uint32_t mounts; /* so many MS_MOUNTs follow on the agent's own socket */
 } ms_config;
 
 /* Limits of one exec, as rlimits of each of its processes. MS_UNLIMITED leaves one alone. */
@@ -67,9 +71,13 @@ typedef struct ms_exec {
 } ms_exec;
 
 /* setup.c: the life of a fork in new namespaces. Sets itself up, waits for the MS_CREATE that makes
- * it somebody's, and goes on as the agent. `message` is memory to receive into. */
-_Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid,
+ * it somebody's, and goes on as the agent. One that is no spare is told first, while it sees the
+ * host's mounts. `message` is memory to receive into. */
+_Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid, bool spare,
                                ms_message *message);
+/* setup.c: the life of a fork in a new user namespace: shows `shown` as who runs the sandboxes, and
+ * sends the namespace. */
+_Noreturn void ms_idmap_main(int socket, uid_t shown, gid_t shown_gid, uid_t uid, gid_t gid);
 
 /* loop.c: serves until the host is gone or the socket is closed. */
 _Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret, ms_message *message);

@@ -6,6 +6,7 @@ local doctor = require "moonsand.doctor"
 local environment = require "moonsand.environment"
 local errors = require "moonsand.errors"
 local loop = require "moonsand.loop"
+local mounts = require "moonsand.providers.local.mounts"
 local options = require "moonsand.options"
 
 local M = { name = "local" }
@@ -39,7 +40,7 @@ M.options = {
 --- What these may be here, if anything.
 local ONLY = { network = false, isolation = "native" }
 local UNSUPPORTED = {
-  "network", "isolation", "workspace", "mounts", "root", "root_mode", "image", "template", "snapshot",
+  "network", "isolation", "image", "template", "snapshot",
   "lifetime", "idle_timeout",
 }
 
@@ -48,12 +49,13 @@ local ALLOW_MAX = 16 -- as the agent takes
 
 local native = {
   argv = true, stdin = true, signals = true, kill_tree = true, atomic_write = true, files = true,
+  mounts = true, root = true, workspace = true,
   ["limits.disk"] = true, ["limits.inodes"] = true, ["limits.processes"] = true,
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
 
---- No names of its own for what `can` may be asked.
-M.capabilities = {}
+--- What `can` may be asked besides.
+M.capabilities = { "mounts", "root", "workspace" }
 
 -- ---------------------------------------------------------------- programs
 
@@ -301,6 +303,7 @@ function Sandbox:info()
     pid = self.raw:pid(),
     isolation = "native",
     limits = self.enforced,
+    mounts = self.mounts,
   }
 end
 
@@ -401,18 +404,27 @@ local function plan_limits(opts)
   return limits, enforced
 end
 
+--- Why the agent could not become a sandbox.
+local function not_made(stage, errno, plan)
+  local mount, message, code, detail = mounts.failure(plan, stage, errno)
+  if mount then
+    return errors.fail(code, message, detail)
+  elseif stage == "files" then
+    return errors.errno(errno, "cannot create a sandbox")
+  end
+  return doctor.unavailable(stage, errno, M.agent)
+end
+
 --- Waits until the new sandbox is ready.
-local function await_ready(raw, limits)
+local function await_ready(raw, plan, limits)
   while true do
     local state, errno, stage = raw:state()
     if state == "ready" then
       return true
     elseif state == "broken" then
       return unusable(state)
-    elseif stage == "files" then
-      return errors.errno(errno, "cannot create a sandbox")
     elseif state ~= "starting" then
-      return doctor.unavailable(stage, errno, M.agent)
+      return not_made(stage, errno, plan)
     end
     local message, code, detail = loop.wait(limits, raw)
     if message then
@@ -422,28 +434,41 @@ local function await_ready(raw, limits)
   end
 end
 
---- Makes one, ready to use. A zygote that died is noticed at the latest now, and replaced once.
-local function make(spec, limits)
-  for attempt = 1, 2 do
-    local from, message, code, detail = zygote()
-    if not from then
-      return nil, message, code, detail
-    end
-    local raw, errno = from:create(spec)
-    if raw then
-      local ok
-      ok, message, code, detail = await_ready(raw, limits)
-      if ok then
-        return raw
-      elseif attempt == 2 or detail.stage ~= "zygote" then
-        return nil, message, code, detail
-      end
-    elseif from:alive() then
-      return errors.errno(errno, "cannot create a sandbox")
-    elseif attempt == 2 then
-      return doctor.unavailable("zygote", errno, M.agent)
-    end
+--- One try. A failure whose stage is "zygote" is worth another, with another zygote.
+local function try(spec, plan, limits)
+  local from, message, code, detail = zygote()
+  if not from then
+    return nil, message, code, detail
   end
+  spec.sight, message, code, detail = mounts.prepare(plan, from, limits)
+  if spec.sight == nil then
+    if detail.stage == "zygote" then
+      from:close()
+    end
+    return nil, message, code, detail
+  end
+  spec.mounts = mounts.rows(plan)
+  local raw, errno = from:create(spec)
+  if not raw and from:alive() then
+    return errors.errno(errno, "cannot create a sandbox")
+  elseif not raw then
+    return doctor.unavailable("zygote", errno, M.agent)
+  end
+  local ok
+  ok, message, code, detail = await_ready(raw, plan, limits)
+  if not ok then
+    return nil, message, code, detail
+  end
+  return raw
+end
+
+--- Makes one, ready to use. A zygote that died is noticed at the latest now, and replaced once.
+local function make(spec, plan, limits)
+  local raw, message, code, detail = try(spec, plan, limits)
+  if not raw and detail.stage == "zygote" then
+    raw, message, code, detail = try(spec, plan, limits)
+  end
+  return raw, message, code, detail
 end
 
 local function valid_hostname(name)
@@ -487,13 +512,19 @@ function M.create(opts, limits)
   if not planned then
     return nil, enforced, code, detail
   end
+  local plan
+  plan, message, code, detail = mounts.plan(opts, 5)
+  if not plan then
+    return nil, message, code, detail
+  end
   local raw
   raw, message, code, detail = make({
     disk = planned.disk,
     inodes = planned.inodes,
     hostname = hostname,
     allow = allow,
-  }, limits)
+  }, plan, limits)
+  mounts.release(plan)
   if not raw then
     return nil, message, code, detail
   end
@@ -502,6 +533,7 @@ function M.create(opts, limits)
     raw = raw,
     limits = planned, -- of each program, unless it says otherwise
     enforced = enforced,
+    mounts = mounts.describe(plan),
     running = {}, -- keeps them alive: a dropped handle does nothing to its program
     starts = 0,
   }, Sandbox)
