@@ -459,6 +459,18 @@ describe("faults:", function()
         box:close()
       end)
     end
+    for _, mode in ipairs { "root-fifo", "root-file", "root-link", "root-empty" } do
+      it(mode .. " (where terminals are made)", function()
+        liar(mode)
+        local box = moonsand.assert(moonsand.create { timeout = 5 })
+        local p, message, code, detail = box:start("true", { pty = true, timeout = 1 })
+        assert.is_nil(p)
+        assert.equal("unavailable", code, message)
+        assert.is_false(detail.started)
+        assert.is_true(moonsand.assert(box:exec "true").ok)
+        box:close()
+      end)
+    end
     it("exited-first", function()
       liar "exited-first"
       local box = moonsand.assert(moonsand.create { timeout = 5 })
@@ -509,6 +521,18 @@ describe("faults:", function()
         box:close()
       end)
     end
+    it("return-nothing says nothing of processes", function()
+      liar "return-nothing"
+      local box = moonsand.assert(moonsand.create { timeout = 5 })
+      local function found_out(wanted, value, message, code)
+        assert.is_nil(value)
+        assert.equal(wanted, code, message)
+      end
+      found_out("protocol", box:metrics(5))
+      found_out("protocol", box:monitor(7, { timeout = 5 }))
+      found_out("lost", box:ps(nil, 5)) -- a worker that ends without a word
+      box:close()
+    end)
     it("return-twice", function()
       local box, number = call "return-twice"
       assert.equal(errno.ENOENT, number)

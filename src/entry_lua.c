@@ -1,9 +1,10 @@
 /* Entries and records, from bytes that came out of a sandbox to Lua values: `core.entry`,
- * `core.opened`, `core.records`; and the numbers of the calls. */
+ * `core.opened`, `core.records`, `core.process`, `core.usage`; and the numbers of the calls. */
 #include "compat.h"
 #include "entry.h"
 #include "file.h"
 #include "moonsand.h"
+#include "proc.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -75,6 +76,85 @@ static int core_opened(lua_State *L) {
   lua_pushstring(L, temporary);
   lua_pushstring(L, final);
   return 3;
+}
+
+/* Processes ----------------------------------------------------------------------------------- */
+
+static void set_integer(lua_State *L, const char *name, uint64_t value) {
+  lua_pushinteger(L, (lua_Integer)value);
+  lua_setfield(L, -2, name); /* table[name] = value */
+}
+
+static void set_seconds(lua_State *L, const char *name, uint64_t ns) {
+  lua_pushnumber(L, (lua_Number)ns / 1e9);
+  lua_setfield(L, -2, name); /* table[name] = seconds */
+}
+
+/* A list of the words of a command line. The last one may lack its NUL: a process may write over
+ * its own. */
+static void push_words(lua_State *L, const char *args, size_t length) {
+  lua_newtable(L);
+  int count = 0;
+  for (size_t at = 0; at < length;) {
+    size_t word = strnlen(args + at, length - at);
+    lua_pushlstring(L, args + at, word);
+    lua_rawseti(L, -2, ++count); /* list[count] = word */
+    at += word + 1;
+  }
+}
+
+/* core.process(body): what the agent says of one, as a table; nil if it says nothing that makes
+ * sense. */
+static int core_process(lua_State *L) {
+  ms_reader r = reader_of(L, 1);
+  ms_proc p;
+  ms_get_proc(&r, &p);
+  if (!ms_get_end(&r)) {
+    lua_pushnil(L);
+    return 1;
+  }
+  char state = (char)p.state;
+  lua_createtable(L, 0, 12);
+  set_integer(L, "pid", p.pid);
+  set_integer(L, "ppid", p.ppid);
+  set_integer(L, "uid", p.uid);
+  set_integer(L, "threads", p.threads);
+  set_integer(L, "memory", p.memory);
+  set_integer(L, "read_bytes", p.read_bytes);
+  set_integer(L, "write_bytes", p.write_bytes);
+  set_seconds(L, "cpu_time", p.cpu_ns);
+  set_seconds(L, "age", p.age_ns);
+  lua_pushlstring(L, &state, 1);
+  lua_setfield(L, -2, "state"); /* process.state */
+  lua_pushlstring(L, p.name, p.name_length);
+  lua_setfield(L, -2, "name"); /* process.name */
+  push_words(L, p.args, p.args_length);
+  lua_setfield(L, -2, "argv"); /* process.argv */
+  return 1;
+}
+
+/* core.usage(body): what all of them use, as a table; nil if it is none. */
+static int core_usage(lua_State *L) {
+  ms_reader r = reader_of(L, 1);
+  uint64_t cpu_ns = ms_get_u64(&r);
+  lua_Number memory = (lua_Number)ms_get_u64(&r), total = (lua_Number)ms_get_u64(&r);
+  lua_Number disk = (lua_Number)ms_get_u64(&r);
+  uint32_t processes = ms_get_u32(&r), cpus = ms_get_u32(&r);
+  if (!ms_get_end(&r) || total < 1 || total > 9e15 || memory > 9e15 || disk > 9e15 || cpus == 0) {
+    lua_pushnil(L);
+    return 1;
+  }
+  lua_createtable(L, 0, 6);
+  set_seconds(L, "cpu_time", cpu_ns);
+  set_integer(L, "processes", processes);
+  set_integer(L, "cpus", cpus);
+  lua_pushnumber(L, memory);
+  lua_setfield(L, -2, "memory"); /* usage.memory */
+  lua_pushnumber(L, total);
+  lua_setfield(L, -2, "memory_total"); /* usage.memory_total */
+  lua_pushnumber(L, disk);
+  lua_setfield(L, -2, "disk_used"); /* usage.disk_used */
+  return 1;
 }
 
 /* Records ------------------------------------------------------------------------------------- */
@@ -198,6 +278,7 @@ static const number calls[] = {
     {"open", MS_CALL_OPEN},     {"stat", MS_CALL_STAT},     {"mkdir", MS_CALL_MKDIR},
     {"remove", MS_CALL_REMOVE}, {"move", MS_CALL_MOVE},     {"chmod", MS_CALL_CHMOD},
     {"chown", MS_CALL_CHOWN},   {"create", MS_CALL_CREATE}, {"commit", MS_CALL_COMMIT},
+    {"signal", MS_CALL_SIGNAL}, {"sample", MS_CALL_SAMPLE}, {"usage", MS_CALL_USAGE},
 };
 
 static const number flags[] = {
@@ -220,10 +301,8 @@ void ms_entry_open(lua_State *L) {
   };
   static const luaL_Reg metamethods[] = {{"__gc", records_gc}, {NULL, NULL}};
   static const luaL_Reg functions[] = {
-      {"entry", core_entry},
-      {"opened", core_opened},
-      {"records", core_records},
-      {NULL, NULL},
+      {"entry", core_entry},     {"opened", core_opened}, {"records", core_records},
+      {"process", core_process}, {"usage", core_usage},   {NULL, NULL},
   };
   ms_newtype(L, RECORDS_TYPE, methods, metamethods);
   luaL_setfuncs(L, functions, 0);

@@ -85,6 +85,7 @@ struct ms_process {
   bool quiet;           /* its start is not told at all */
   bool pipes_held;      /* somebody still holds the other end of its output */
   ms_stream *out, *err; /* kept alive by the user value; NULL: none */
+  ms_stream *terminal;  /* its input, if it has one; the same */
 };
 
 /* Messages are received into the reactor's scratch memory, too large for a stack. What is in one

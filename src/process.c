@@ -6,6 +6,7 @@
 #include "compat.h"
 #include "local.h"
 #include "moonsand.h"
+#include "terminal.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -52,10 +53,23 @@ static void drain(ms_process *p) {
   p->pipes_held = is_held(p->out) || is_held(p->err);
 }
 
+/* A program may close its terminal some time before it ends, and would get a HUP if we did then.
+ * Now nobody can type into it any more; and what never ran has shown nothing. */
+static void close_terminal(ms_process *p) {
+  if (!p->terminal)
+    return;
+  p->out->hangs_up = false;
+  if (p->out->eof || p->state == MS_PROCESS_REFUSED)
+    ms_stream_close(p->out);
+  ms_stream_close(p->terminal);
+  ms_wake(p->reactor, &p->terminal->wait);
+}
+
 static void process_over(ms_process *p, ms_process_state state) {
   p->state = state;
   leave_sandbox(p);
   drain(p);
+  close_terminal(p);
   ms_wake(p->reactor, &p->wait);
 }
 
@@ -207,8 +221,18 @@ static int lay_pipe(plumbing *p, int fd, bool child_reads) {
   return 0;
 }
 
+/* One terminal, whose ends are both input and output. */
+static int lay_terminal(plumbing *p, int root, unsigned cols, unsigned rows) {
+  int theirs;
+  int error = ms_pty_make(root, cols, rows, &p->host[1], &theirs);
+  if (error)
+    return error;
+  p->child[p->child_count++] = theirs;
+  p->host[0] = fcntl(p->host[1], F_DUPFD_CLOEXEC, 0);
+  return p->host[0] < 0 ? -errno : 0;
+}
+
 static int lay_pipes(plumbing *p, uint32_t flags) {
-  *p = (plumbing){.host = {-1, -1, -1}};
   int error = 0;
   if (flags & MS_EXEC_STDIN)
     error = lay_pipe(p, 0, true);
@@ -266,13 +290,22 @@ static uint32_t exec_flags(lua_State *L) {
   } rows[] = {
       {"worker", MS_EXEC_WORKER}, {"leave", MS_EXEC_LEAVE},   {"stdin", MS_EXEC_STDIN},
       {"stdout", MS_EXEC_STDOUT}, {"stderr", MS_EXEC_STDERR}, {"merge", MS_EXEC_MERGE},
-      {"quiet", MS_EXEC_QUIET},
+      {"quiet", MS_EXEC_QUIET},   {"pty", MS_EXEC_PTY},
   };
   uint32_t flags = 0;
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
     if (field_boolean(L, 3, rows[i].name))
       flags |= rows[i].flag;
-  return flags;
+  const uint32_t pipes = MS_EXEC_STDIN | MS_EXEC_STDOUT | MS_EXEC_STDERR | MS_EXEC_MERGE;
+  return flags & MS_EXEC_PTY ? flags & ~pipes : flags;
+}
+
+static void read_size(lua_State *L, unsigned *cols, unsigned *rows) {
+  lua_getfield(L, 3, "pty");
+  luaL_checktype(L, -1, LUA_TTABLE);
+  *cols = (unsigned)field_number(L, lua_gettop(L), "cols", 80);
+  *rows = (unsigned)field_number(L, lua_gettop(L), "rows", 24);
+  lua_pop(L, 1);
 }
 
 static int push_error(lua_State *L, int error) {
@@ -295,7 +328,8 @@ static ms_stream *push_stream(lua_State *L, ms_reactor *r, plumbing *pipes, int 
 
 /* sandbox:spawn(argv, options): process, stdin, stdout, stderr (nil where there is no pipe); or
  * nil, errno, state. Options: cwd, env (list of "K=V"), umask, timeout, grace, max_output, the
- * limits, worker, leave, merge, quiet; stdin, stdout, stderr: true for a pipe, else /dev/null. */
+ * limits, worker, leave, merge, quiet; stdin, stdout, stderr: true for a pipe, else /dev/null; pty:
+ * { cols, rows } for a terminal in the place of all three. */
 int ms_process_spawn(lua_State *L) {
   ms_sandbox *s = luaL_checkudata(L, 1, MS_SANDBOX_TYPE);
   luaL_checktype(L, 2, LUA_TTABLE);
@@ -304,6 +338,9 @@ int ms_process_spawn(lua_State *L) {
     return ms_sandbox_push_unusable(L, s);
   size_t limit = (size_t)field_number(L, 3, "max_output", 16 * 1024 * 1024);
   uint32_t flags = exec_flags(L);
+  unsigned cols = 0, rows = 0;
+  if (flags & MS_EXEC_PTY)
+    read_size(L, &cols, &rows);
   ms_writer body = encode(L, s->reactor, flags);
 
   ms_process *p = lua_newuserdata(L, sizeof *p);
@@ -315,8 +352,9 @@ int ms_process_spawn(lua_State *L) {
   lua_createtable(L, 4, 0); /* what the process keeps alive */
   int kept = lua_gettop(L);
 
-  plumbing pipes;
-  int error = lay_pipes(&pipes, flags);
+  plumbing pipes = {.host = {-1, -1, -1}};
+  int error =
+      flags & MS_EXEC_PTY ? lay_terminal(&pipes, s->root, cols, rows) : lay_pipes(&pipes, flags);
   if (!error)
     error = send_exec(s, ++s->last_id, &body, &pipes);
   if (error) {
@@ -338,6 +376,8 @@ int ms_process_spawn(lua_State *L) {
     lua_pushvalue(L, -1);
     lua_rawseti(L, kept, fd + 1); /* kept[fd + 1] = stream */
   }
+  if (flags & MS_EXEC_PTY)
+    p->terminal = ends[0], ends[0]->terminal = ends[1]->hangs_up = true;
   p->out = ends[1];
   p->err = ends[2];
   lua_pushvalue(L, kept);

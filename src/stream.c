@@ -4,6 +4,7 @@
 #include "stream.h"
 
 #include "compat.h"
+#include "terminal.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -69,7 +70,7 @@ static void adapt_pipe(ms_stream *s, ssize_t count) {
 static void read_ended(ms_stream *s, int error) {
   s->eof = error == 0;
   s->error = error;
-  if (s->out.length == 0 && !s->wants_write)
+  if (s->out.length == 0 && !s->wants_write && !s->hangs_up)
     ms_stream_close(s);
 }
 
@@ -169,16 +170,38 @@ static ssize_t stream_write(ms_stream *s, const char *bytes, size_t count) {
   if (s->broken || s->fd < 0)
     return -EPIPE;
   ssize_t written = write_quietly(s->fd, bytes, count);
+  if (written > 0 && s->terminal)
+    s->midline = !memchr("\n\r\4", bytes[written - 1], 3);
   if (written >= 0)
     return written;
   if (errno == EAGAIN || errno == EWOULDBLOCK)
     return 0;
-  int error = errno;
+  int error = errno == EIO ? EPIPE : errno; /* EIO: a pty nobody has open */
   s->broken = true;
   return -error;
 }
 
+static void flush_out(ms_stream *s);
+
+/* The last that is typed; when that is out the descriptor is closed. False when it cannot be. */
+static bool type_end(ms_stream *s) {
+  char typed[2];
+  int count = s->terminal && !s->broken && s->fd >= 0 ? ms_pty_end(s->fd, s->midline, typed) : 0;
+  s->terminal = false;
+  char *run = count > 0 ? ms_buffer_reserve(&s->out, (size_t)count) : NULL;
+  if (!run)
+    return false;
+  memcpy(run, typed, (size_t)count);
+  ms_buffer_commit(&s->out, (size_t)count);
+  s->feeding = true;
+  flush_out(s);
+  update_interest(s);
+  return true;
+}
+
 static void write_ended(ms_stream *s) {
+  if (type_end(s))
+    return;
   s->feeding = false;
   ms_buffer_free(&s->out);
   if (!s->reading)
@@ -212,7 +235,7 @@ static bool overflowed_now(ms_stream *s) {
 static void stream_ready(ms_source *source, uint32_t events) {
   ms_stream *s = (ms_stream *)((char *)source - offsetof(ms_stream, source));
   bool news = false;
-  if (events & (EPOLLOUT | EPOLLERR)) {
+  if (events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) {
     news = s->wants_write;
     s->wants_write = false;
     if (events & EPOLLERR && !s->reading)
@@ -373,7 +396,9 @@ static int stream_write_lua(lua_State *L) {
   size_t from = (size_t)luaL_optnumber(L, 3, 1) - 1;
   if (from > length)
     from = length;
-  ssize_t written = s->out.length > 0 ? 0 : stream_write(s, data + from, length - from);
+  ssize_t written = s->feeding          ? -EPIPE
+                    : s->out.length > 0 ? 0
+                                        : stream_write(s, data + from, length - from);
   if (written > 0 || (written == 0 && from == length)) {
     lua_pushinteger(L, (lua_Integer)written);
     return 1;
@@ -527,6 +552,20 @@ static int stream_release(lua_State *L) {
   return 0;
 }
 
+/* stream:resize(cols, rows): true, or nil and an errno. */
+static int stream_resize(lua_State *L) {
+  const ms_stream *s = check_stream(L);
+  unsigned cols = (unsigned)luaL_checkinteger(L, 2), rows = (unsigned)luaL_checkinteger(L, 3);
+  int error = s->fd < 0 ? -EBADF : ms_pty_resize(s->fd, cols, rows);
+  if (error) {
+    lua_pushnil(L);
+    lua_pushinteger(L, -error);
+    return 2;
+  }
+  lua_pushboolean(L, true);
+  return 1;
+}
+
 static int stream_ended(lua_State *L) {
   lua_pushboolean(L, read_over(check_stream(L)));
   return 1;
@@ -545,7 +584,10 @@ static int stream_arm(lua_State *L) {
 static int stream_close_lua(lua_State *L) {
   ms_stream *s = check_stream(L);
   bool was_open = s->fd >= 0;
-  ms_stream_close(s);
+  if (s->terminal && !s->feeding)
+    write_ended(s);
+  else
+    ms_stream_close(s);
   if (was_open && s->reactor)
     ms_wake(s->reactor, &s->wait);
   return 0;
@@ -570,14 +612,23 @@ static int stream_tostring(lua_State *L) {
 }
 
 static const luaL_Reg methods[] = {
-    {"id", stream_id},           {"arm", stream_arm},
-    {"take", stream_take},       {"write", stream_write_lua},
-    {"feed", stream_feed},       {"shutdown", stream_shutdown},
-    {"tee", stream_tee},         {"collect", stream_collect},
-    {"excerpt", stream_excerpt}, {"ended", stream_ended},
-    {"close", stream_close_lua}, {"received", stream_received},
-    {"watch", stream_watch},     {"release", stream_release},
-    {"peek", stream_peek},       {NULL, NULL},
+    {"id", stream_id},
+    {"arm", stream_arm},
+    {"take", stream_take},
+    {"write", stream_write_lua},
+    {"feed", stream_feed},
+    {"shutdown", stream_shutdown},
+    {"tee", stream_tee},
+    {"collect", stream_collect},
+    {"excerpt", stream_excerpt},
+    {"ended", stream_ended},
+    {"close", stream_close_lua},
+    {"received", stream_received},
+    {"watch", stream_watch},
+    {"release", stream_release},
+    {"peek", stream_peek},
+    {"resize", stream_resize},
+    {NULL, NULL},
 };
 
 static const luaL_Reg metamethods[] = {

@@ -1,4 +1,4 @@
-/* One end of a pipe or socket. */
+/* One end of a pipe or socket, or a terminal. */
 #ifndef MS_STREAM_H
 #define MS_STREAM_H
 
@@ -39,6 +39,9 @@ typedef struct ms_stream {
   bool wants_write; /* Lua waits for room */
   bool feeding;     /* close once `out` is empty */
   bool broken;      /* nobody reads the other end */
+  bool terminal;    /* input of one: it ends by a character typed, not by being closed */
+  bool hangs_up;    /* output of one: closing it hangs up on who is still there */
+  bool midline;     /* what was typed last did not end a line */
 } ms_stream;
 
 /* Takes fd over, also when it fails (with a Lua error). Pushes the userdata. An idle stream is not

@@ -96,6 +96,9 @@ typedef enum ms_call {
                      * path, if there is one. */
   MS_CALL_COMMIT,   /* path: temporary, path2: final, both from MS_CALL_CREATE; the file comes along
                      * if it has no name */
+  MS_CALL_SIGNAL,   /* a: pid, flags: the signal, b: 1 for all below it too. Path: "/" */
+  MS_CALL_SAMPLE,   /* a: pid; path "/". -> ms_proc */
+  MS_CALL_USAGE,    /* path "/". -> as in agent/ps.h */
   MS_CALL_LAST,
 } ms_call;
 

@@ -337,7 +337,11 @@ local function launch(box, call, command, opts, interactive, level)
     return not_started(box, loop.cancelled(opts.cancel.reason))
   end
   loop.demand()
+  local input = opts.stdin
   plan.spec.stdin = wants_pipe(opts, interactive)
+  if plan.spec.pty and not plan.spec.stdin then
+    input, plan.spec.stdin = "", true -- its end has to be typed
+  end
   plan.spec.quiet = not interactive and not plan.callbacks and plan.on_limit == "truncate"
   local program
   program, message, code, detail = box.core.driver:start(plan.spec)
@@ -358,7 +362,6 @@ local function launch(box, call, command, opts, interactive, level)
     closed = false,
     last_moment = plan.timeout and loop.now() + plan.timeout + plan.grace + KILL_CONFIRMED,
   }, Process)
-  local input = opts.stdin
   if plan.spec.stdin and input ~= nil and input ~= true and not (interactive and input == "pipe") then
     feed(self, input)
   elseif program.stdin then
@@ -672,6 +675,23 @@ function Process:info()
     running = self:is_running(),
     exit_code = exit and exit.exit_code,
   }
+end
+
+--- Changes the size of its terminal.
+---@param cols integer
+---@param rows integer
+---@return true|nil ok, string? message, string? code, table? detail
+function Process:resize(cols, rows)
+  check_open(self, "process:resize")
+  return errors.outcome(require("moonsand.terminal").resize(self, cols, rows))
+end
+
+--- Ties its terminal to the caller's own until it ends. The caller's is as before in any case.
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.Result? result, string? message, string? code, table? detail
+function Process:interact(opts)
+  check_open(self, "process:interact")
+  return errors.outcome(require("moonsand.terminal").interact(self, opts))
 end
 
 --- KILL now, without waiting. Idempotent; waits in progress get `closed`.

@@ -202,6 +202,44 @@ local function unset(defaults, opts)
   return names
 end
 
+-- ---------------------------------------------------------------- terminals
+
+--- What programs draw for that know no better, and nearly every terminal understands.
+local TERM = "xterm-256color"
+local SIZE = { cols = "number", rows = "number" }
+local SIZE_MAX = 65535
+
+--- Checks a terminal's size; raises for what can be none.
+---@param size { cols: integer, rows: integer }
+function M.check_size(call, size, level)
+  for _, name in ipairs { "cols", "rows" } do
+    local value = size[name]
+    if type(value) ~= "number" or value % 1 ~= 0 or value < 1 or value > SIZE_MAX then
+      errors.raise(level + 1, "%s: %s must be a whole number from 1 to %d, got %s", call, name,
+        SIZE_MAX, tostring(value))
+    end
+  end
+end
+
+--- The size of the terminal that was asked for, if one was.
+local function read_pty(call, opts, level)
+  if not opts.pty then
+    return nil
+  end
+  local asked = options.check(call .. ": pty", opts.pty ~= true and opts.pty or nil, SIZE, level + 1)
+  local size = { cols = asked.cols or 80, rows = asked.rows or 24 }
+  M.check_size(call .. ": pty", size, level + 1)
+  if opts.on_stderr or opts.stderr ~= nil and opts.stderr ~= "stdout" then
+    errors.raise(level + 1, "%s: with pty there is no stderr: everything comes on stdout", call)
+  end
+  return size
+end
+
+--- What programs find that run in a terminal.
+local function terminal_environment(base)
+  return environment.lay(base, { TERM = TERM })
+end
+
 -- ---------------------------------------------------------------- streams
 
 --- How one output stream is treated: "collect", "discard", "inherit", or a function.
@@ -228,7 +266,7 @@ end
 
 --- The same, as a provider wants it. That of a call which sets nothing is made once.
 local function environment_list(call, base, defaults, opts, level)
-  local plain = not opts.env and not opts.env_file and not opts.clear_env
+  local plain = not opts.env and not opts.env_file and not opts.clear_env and not opts.pty
   if plain and defaults.env_list then
     return defaults.env_list
   end
@@ -261,11 +299,12 @@ function M.plan(call, box, command, opts, level)
       return errors.fail("unsupported", name .. " is not supported by this provider")
     end
   end
-  local base = driver.environment
+  local base, pty = driver.environment, read_pty(call, opts, level)
   local user, env, limits, umask, max_output
   user, message, code, detail = read_user(driver, opts.user or defaults.user)
   if user ~= nil then
-    env, message, code, detail = environment_list(call, base, defaults, opts, level)
+    env, message, code, detail = environment_list(call, pty and terminal_environment(base) or base,
+      defaults, opts, level)
   end
   if env then
     limits, message, code, detail = read_limits(call, opts.limits, level)
@@ -296,7 +335,7 @@ function M.plan(call, box, command, opts, level)
   local timeout = opts.timeout or defaults.timeout
   local stdout = output_mode(call, "stdout", opts.stdout, level)
   local stderr = output_mode(call, "stderr", opts.stderr, level)
-  local merged = stderr == "stdout"
+  local merged = pty ~= nil or stderr == "stdout"
   local spec = {
     argv = argv,
     env = env,
@@ -305,15 +344,15 @@ function M.plan(call, box, command, opts, level)
     cwd = cwd,
     umask = umask,
     user = user or nil,
-    pty = opts.pty or nil,
+    pty = pty,
     background = opts.background or nil,
     log = opts.log,
     timeout = timeout,
     grace = opts.grace,
     leave = opts.leave,
-    max_output = max_output,
+    max_output = pty and stdout == "discard" and 0 or max_output,
     merge = merged,
-    stdout = stdout ~= "discard" or is_heard(opts, "stdout"),
+    stdout = pty ~= nil or stdout ~= "discard" or is_heard(opts, "stdout"),
     stderr = not merged and (stderr ~= "discard" or is_heard(opts, "stderr")),
   }
   for name, value in pairs(limits) do

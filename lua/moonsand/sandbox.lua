@@ -40,6 +40,7 @@ local elsewhere = {
   metrics = "moonsand.system",
   watch_metrics = "moonsand.system",
   session = "moonsand.session",
+  terminal = "moonsand.terminal",
 }
 
 --- Sugar like `box:python(code)` comes from the languages table.

@@ -137,6 +137,15 @@ boxed("stream: a slow reader stops the program, not the host", function(box, moo
   eq(6888896, assert(p:wait()).stdout_bytes, "bytes")
 end)
 
+boxed("stream: a terminal", function(box)
+  local p = assert(box:start("read -r line; echo \"<$line>\"; stty size; cat", { pty = true }))
+  eq(true, p:resize(100, 30), "resized")
+  assert(p.stdin:write("hello\n"))
+  p.stdin:close()
+  eq("hello\r\n<hello>\r\n30 100\r\n", p.stdout:read("a"), "shown")
+  eq(0, assert(p:wait()).exit_code, "exit code")
+end)
+
 boxed("stream: two programs, one feeds the other", function(box)
   local source = assert(box:start("seq 20000"))
   eq("20000\n", assert(box:exec("tail -n 1", { stdin = source.stdout })).stdout)

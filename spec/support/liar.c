@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 static const char *mode;
+static char path[4096]; /* our own */
 static ms_message message;
 
 static bool is(const char *name) {
@@ -82,8 +83,28 @@ static void say_many(int s, const void *bytes, size_t length, int fd, size_t cou
   sendmsg(s, &raw, MSG_NOSIGNAL);
 }
 
+/* A directory that has something else where terminals are made. */
+static int false_root(void) {
+  char at[4200];
+  snprintf(at, sizeof at, "%s-root/dev/pts/ptmx", path);
+  for (char *slash = strchr(at + strlen(path), '/'); slash; slash = strchr(slash + 1, '/')) {
+    *slash = '\0';
+    mkdir(at, 0755);
+    *slash = '/';
+  }
+  if (is("root-fifo"))
+    mkfifo(at, 0666);
+  else if (is("root-file"))
+    close(open(at, O_CREAT | O_RDWR | O_CLOEXEC, 0666));
+  else if (is("root-link") && symlink("/dev/null", at) < 0)
+    return -1;
+  at[strlen(path) + strlen("-root")] = '\0';
+  return open(at, O_PATH | O_DIRECTORY | O_CLOEXEC);
+}
+
 static int root(void) {
-  return open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
+  return strncmp(mode, "root-", 5) == 0 ? false_root()
+                                        : open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
 }
 
 static int fifo(void) {
@@ -347,7 +368,6 @@ static void create(int s, uint32_t id, int socket) {
 }
 
 int main(void) {
-  static char path[4096];
   ssize_t length = readlink("/proc/self/exe", path, sizeof path - 1);
   char *name = length > 0 ? strstr(path, "liar-") : NULL;
   if (!name)

@@ -14,6 +14,7 @@
  *   paths.c    how both find files: absolute paths, no magic links, names in directories held open
  *   worker.c   the file calls that walk trees: a fork of the agent, output on a pipe; worker_*.c
  *              are the programs, glob.c matches names
+ *   ps.c       what runs and what it uses, out of /proc; signals to it
  *
  * The agent has no secrets but one: the number that lets its own prlimit calls through the filter.
  * It trusts the host, and nothing else in the sandbox. */
@@ -58,6 +59,7 @@ typedef struct ms_limits {
 #define MS_EXEC_STDERR 16u
 #define MS_EXEC_MERGE 32u /* stderr goes where stdout goes */
 #define MS_EXEC_QUIET 64u /* no MS_STARTED: the end is all that matters */
+#define MS_EXEC_PTY 128u  /* the one file that follows is a terminal, for all three */
 
 /* MS_EXEC's body, in this order. */
 typedef struct ms_exec {

@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -159,6 +160,8 @@ static void child_prepare(const ms_exec *e, const int *stdio, uint64_t tag) {
   for (int fd = 0; fd < 3; fd++)
     if (stdio[fd] >= 0 && dup2(stdio[fd], fd) < 0)
       child_fail("stdio");
+  if (e->flags & MS_EXEC_PTY && syscall(SYS_ioctl, 0, TIOCSCTTY, 0) < 0)
+    child_fail("terminal");
   syscall(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC);
   if (chdir(e->cwd) < 0)
     child_fail("cwd");
@@ -323,6 +326,10 @@ static void read_exec(ms_reader *body, ms_exec *e) {
 
 /* Deals the files that came along to 0, 1 and 2, as the flags say. */
 static bool deal_stdio(const ms_exec *e, const int *fds, size_t count, int *stdio) {
+  if (e->flags & MS_EXEC_PTY) {
+    stdio[0] = stdio[1] = stdio[2] = count == 1 ? fds[0] : -1;
+    return count == 1;
+  }
   size_t next = 0;
   const uint32_t wanted[3] = {MS_EXEC_STDIN, MS_EXEC_STDOUT, MS_EXEC_STDERR};
   for (int fd = 0; fd < 3; fd++) {

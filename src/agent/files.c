@@ -10,6 +10,7 @@
 #include "../walk.h"
 #include "agent.h"
 #include "paths.h"
+#include "ps.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -342,6 +343,12 @@ int ms_files_call(ms_reader *body, ms_writer *reply, int *file) {
     return call_create(&c, reply, file);
   case MS_CALL_COMMIT:
     return call_commit(&c, came);
+  case MS_CALL_SIGNAL:
+    return ms_ps_signal(c.a, c.flags, c.b == 1);
+  case MS_CALL_SAMPLE:
+    return ms_ps_sample(c.a, reply);
+  case MS_CALL_USAGE:
+    return ms_ps_usage(reply);
   default:
     return -ENOSYS;
   }

@@ -80,7 +80,7 @@ static const struct {
 } programs[] = {
     {"list", ms_work_list, 2},     {"search", ms_work_search, 1}, {"remove", ms_work_remove, 1},
     {"copy", ms_work_copy, 3},     {"cat", ms_work_cat, 3},       {"pack", ms_work_pack, 2},
-    {"unpack", ms_work_unpack, 1},
+    {"unpack", ms_work_unpack, 1}, {"ps", ms_work_ps, 0},
 };
 
 int ms_worker_main(int argc, char **argv) {

@@ -26,6 +26,7 @@ int ms_work_copy(int argc, char **argv);
 int ms_work_cat(int argc, char **argv);
 int ms_work_pack(int argc, char **argv);
 int ms_work_unpack(int argc, char **argv);
+int ms_work_ps(int argc, char **argv);
 
 /* glob.c: whether a name matches one part of a pattern: `*`, `?`, `[a-z]`, `[!a]`, `\` before what
  * is meant as itself. A leading dot is matched by a dot only. */

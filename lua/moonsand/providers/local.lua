@@ -8,6 +8,7 @@ local errors = require "moonsand.errors"
 local loop = require "moonsand.loop"
 local mounts = require "moonsand.providers.local.mounts"
 local options = require "moonsand.options"
+local processes = require "moonsand.providers.local.processes"
 
 local M = { name = "local" }
 
@@ -48,8 +49,8 @@ local SECCOMP = { allow = "table" }
 local ALLOW_MAX = 16 -- as the agent takes
 
 local native = {
-  argv = true, stdin = true, signals = true, kill_tree = true, atomic_write = true, files = true,
-  mounts = true, root = true, workspace = true,
+  argv = true, stdin = true, signals = true, kill_tree = true, pty = true, resize = true,
+  atomic_write = true, files = true, mounts = true, root = true, workspace = true,
   ["limits.disk"] = true, ["limits.inodes"] = true, ["limits.processes"] = true,
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
@@ -139,6 +140,12 @@ function Program:signal(number, tree, reason)
   return self.handle:signal(number, tree, reason)
 end
 
+--- Says how large its terminal is from now on.
+---@return boolean done
+function Program:resize(cols, rows)
+  return (self.stdout:resize(cols, rows) or self.stdin:resize(cols, rows)) == true
+end
+
 function Program:pid()
   local pid = self.handle:pid()
   return pid > 0 and pid or nil
@@ -176,6 +183,12 @@ end
 --- The file calls stand on the agent.
 Sandbox.files = require "moonsand.files.native"
 
+--- So do those about processes.
+Sandbox.ps = processes.ps
+Sandbox.kill = processes.kill
+Sandbox.sample = processes.sample
+Sandbox.metrics = processes.metrics
+
 --- A failure when nothing can be asked of it any more.
 local function unusable(state)
   if state == "closed" then
@@ -186,13 +199,29 @@ local function unusable(state)
   return errors.fail("gone", "the sandbox ended")
 end
 
+--- What stands in the sandbox where terminals are made may be anything by now.
+local NO_TERMINAL = { [core.errno.ENODEV] = true, [core.errno.ENOENT] = true,
+  [core.errno.ELOOP] = true, [core.errno.ENOTDIR] = true, [core.errno.ENXIO] = true,
+  [core.errno.EISDIR] = true, [core.errno.EACCES] = true }
+
+local function not_spawned(errno, spec)
+  if spec.pty and NO_TERMINAL[errno] then
+    return errors.fail("unavailable", "cannot start: no terminal can be made in this sandbox", {
+      started = false,
+      cause = "/dev/pts/ptmx: " .. core.strerror(errno),
+      fix = "leave the sandbox's /dev as it is",
+    })
+  end
+  return errors.errno(errno, "cannot start", { started = false })
+end
+
 local function spawn(self, argv, spec)
   local handle, stdin, stdout, stderr = self.raw:spawn(argv, spec)
   if not handle then
     if stdout then
       return unusable(stdout)
     end
-    return errors.errno(stdin, "cannot start", { started = false })
+    return not_spawned(stdin, spec)
   end
   local program = setmetatable({
     sandbox = self,

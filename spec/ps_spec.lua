@@ -1,0 +1,343 @@
+-- What runs in a local sandbox and what it uses, compared with what the host's /proc says; signals;
+-- names that mean to mislead.
+
+local helper = require "helper"
+local moonsand = require "moonsand"
+local support = require "support.init"
+
+--- Asserts a failure in full.
+local function fails(code, value, message, got, detail)
+  assert.is_nil(value, tostring(value))
+  assert.equal(code, got, tostring(message))
+  assert.equal(message, detail.message)
+  assert.equal("local", detail.provider)
+end
+
+describe("processes of a local sandbox", function()
+  helper.deadline(30)
+
+  local box
+
+  helper.no_leaks(function()
+    box:close()
+    if rawget(_G, "jit") then
+      require("jit").flush() -- traces hold the functions of these tests, and so what those hold
+    end
+  end)
+
+  before_each(function()
+    box = moonsand.assert(moonsand.create())
+  end)
+
+  --- Starts a program and waits until it says so.
+  local function start(command, opts)
+    local p = moonsand.assert(box:start(command, opts))
+    assert.equal("up", p.stdout:read("l", 10))
+    return p
+  end
+
+  local function row_of(pid)
+    for _, row in ipairs(moonsand.assert(box:ps())) do
+      if row.pid == pid then
+        return row
+      end
+    end
+  end
+
+  --- The numbers that the host knows what runs inside by, and the processes.
+  local function outside()
+    return support.descendants((support.agent(box)))
+  end
+
+  it("are read natively", function()
+    for _, name in ipairs { "ps", "kill", "metrics", "monitor" } do
+      assert.equal("native", box:can(name))
+    end
+  end)
+
+  describe("box:ps", function()
+    it("says of each what the host says", function()
+      local p = start "echo up; exec sleep 100"
+      local row = row_of(p.pid)
+      local seen = outside()
+      assert.equal(1, #seen)
+      assert.equal(seen[1].name, row.name)
+      assert.equal("sleep", row.name)
+      assert.same({ "sleep", "100" }, row.argv)
+      assert.equal("sleep 100", row.command)
+      assert.equal(1, row.ppid)
+      assert.equal("sandbox", row.user)
+      assert.equal("sleeping", row.state)
+      -- The kernel adds up what threads have counted now and then: some pages more or less.
+      assert.is_true(math.abs(row.memory - support.rss(seen[1].pid)) <= 512 * 1024)
+      assert.is_true(math.abs(row.started_at - os.time()) < 5)
+      assert.is_true(row.cpu_percent < 50)
+      p:close()
+    end)
+
+    it("shows the sandbox's own, and not who looks", function()
+      local rows = moonsand.assert(box:ps())
+      assert.equal(1, #rows)
+      assert.equal(1, rows[1].pid)
+      assert.equal(0, rows[1].ppid)
+    end)
+
+    it("knows all states", function()
+      local stopped = start "echo up; kill -STOP $$"
+      local busy = start "echo up; while :; do :; done"
+      local parent = start { "sh", "-c", "sleep 0 & echo up; exec sleep 100" }
+      support.eventually(5, "not stopped", function()
+        return row_of(stopped.pid).state == "stopped"
+      end)
+      support.eventually(5, "no zombie", function()
+        return box:ps(function(row)
+          return row.state == "zombie" and row.ppid == parent.pid
+        end)[1]
+      end)
+      support.eventually(5, "not running", function()
+        return row_of(busy.pid).state == "running"
+      end)
+      for _, p in ipairs { stopped, busy, parent } do
+        p:close()
+      end
+    end)
+
+    it("measures a known load", function()
+      local p = start "echo up; while :; do :; done"
+      local last
+      support.eventually(10, "no load", function()
+        local row = row_of(p.pid)
+        local host = support.read(("/proc/%d/stat"):format(outside()[1].pid))
+        local fields = {}
+        for field in host:match("%) (.*)"):gmatch "%S+" do
+          fields[#fields + 1] = tonumber(field) or field
+        end
+        last = row.cpu_percent
+        return fields[12] + fields[13] > 50 and last > 10 and last <= 110
+      end)
+      p:close()
+    end)
+
+    it("takes any name and any words", function()
+      local names = {
+        "a b", ") R 1 1", "new\nline", "\27[2Jx", "\255\254\192", "sh) Z 0", "((((", "))))", " ",
+        "x) S 1 2 3 4 5",
+      }
+      for _, name in ipairs(names) do
+        moonsand.assert(box.files:write("/tmp/name", name))
+        local p = start { "sh", "-c", 'printf %s "$(cat /tmp/name)" >/proc/$$/comm; echo up; read x', "a\nb", "", "c d",
+          "\255" }
+        local row = row_of(p.pid)
+        assert.equal(name:sub(1, 15), row.name)
+        assert.equal(1, row.ppid)
+        assert.is_truthy(row.state == "sleeping" or row.state == "running", row.state)
+        assert.same({ "a\nb", "", "c d", "\255" }, { row.argv[4], row.argv[5], row.argv[6], row.argv[7] })
+        assert.equal(7, #row.argv)
+        p:close()
+      end
+    end)
+
+    it("takes a command line that was written over, is empty, or is endless", function()
+      local long = ("y"):rep(100000)
+      local p = start { "sh", "-c", "echo up; read x", long }
+      local row = row_of(p.pid)
+      assert.equal(64 * 1024, #table.concat(row.argv, "\0") + (row.argv[4] and 0 or 1))
+      p:close()
+      local q = start { "python3", "-c", [[
+import ctypes
+libc = ctypes.CDLL(None)
+libc.prctl(15, b"evil) R 1", 0, 0, 0)
+print("up", flush=True)
+input()
+]] }
+      assert.equal("evil) R 1", row_of(q.pid).name)
+      q:close()
+    end)
+
+    it("works in a crowd", function()
+      local p = start "for i in $(seq 300); do sleep 100 & done; echo up; wait"
+      local rows = moonsand.assert(box:ps "sleep 100")
+      local count = 0
+      for _, row in ipairs(rows) do
+        count = count + (row.name == "sleep" and row.ppid == p.pid and 1 or 0)
+      end
+      support.eventually(10, "not all are there", function()
+        return #box:ps(function(row) return row.name == "sleep" end) == 300
+      end)
+      assert.is_true(count > 0)
+      p:close()
+    end)
+
+    it("ends with its limits, and with the sandbox", function()
+      local token = moonsand.token()
+      token:cancel()
+      local rows, _, code = box:ps(nil, { cancel = token }) -- what is there at once is given
+      assert.is_truthy(rows or code == "cancelled")
+      fails("cancelled", box:metrics { cancel = token })
+      assert.equal(1, moonsand.assert(box:ps())[1].pid)
+      moonsand.run(function()
+        local task = moonsand.task(function()
+          return box:ps()
+        end)
+        task:cancel()
+        assert.equal("cancelled", (select(3, task:wait())))
+      end)
+    end)
+  end)
+
+  describe("box:kill", function()
+    it("sends a signal to one", function()
+      local p = start "trap 'echo got' USR1; sleep 100 & echo up; while :; do wait; done"
+      assert.is_true(box:kill(p.pid, { signal = "USR1" }))
+      assert.equal("got", p.stdout:read("l", 5))
+      assert.is_true(box:kill(p.pid, { signal = "KILL" }))
+      local r = moonsand.assert(p:wait(5))
+      assert.equal("KILL", r.signal)
+    end)
+
+    it("says what cannot be", function()
+      fails("not_found", box:kill(999999))
+      fails("not_found", box:kill(2 ^ 31))
+      fails("not_found", box:kill(2 ^ 53))
+      fails("permission_denied", box:kill(1))
+      fails("permission_denied", box:kill(1, { tree = true, signal = "KILL" }))
+      local p = moonsand.assert(box:start "true")
+      p:wait()
+      fails("not_found", box:kill(p.pid))
+      fails("not_found", box:kill(p.pid, { tree = true }))
+    end)
+
+    it("reaches everything below, but nothing beside", function()
+      local other = start "echo up; exec sleep 200"
+      local p = start [[
+        sh -c 'sleep 100 & setsid sleep 101 & sh -c "sleep 102 & wait" & wait' &
+        echo up; wait
+      ]]
+      support.eventually(5, "not all are there", function()
+        local sleeping = 0
+        for _, process in ipairs(outside()) do
+          sleeping = sleeping + (process.name == "sleep" and 1 or 0)
+        end
+        return sleeping == 4
+      end)
+      assert.is_true(box:kill(p.pid, { tree = true, signal = "KILL", grace = 5 }))
+      support.eventually(5, "some are left", function()
+        return #outside() == 1
+      end)
+      assert.is_true(other:is_running())
+      assert.equal("sleeping", row_of(other.pid).state)
+      other:close()
+      p:wait(5)
+    end)
+
+    it("asks the tree politely as well", function()
+      local p = start([[
+        trap 'echo parent >>/tmp/log; exit' TERM
+        sh -c 'trap "echo child >>/tmp/log; exit" TERM; echo up; while :; do sleep 0.01; done' &
+        while :; do sleep 0.01; done
+      ]], { leave = true }) -- otherwise the child ends with its parent
+      assert.is_true(box:kill(p.pid, { tree = true, grace = 10 }))
+      p:wait(5)
+      support.eventually(5, "not both", function()
+        local text = box.files:read "/tmp/log" or ""
+        return text:find "parent" and text:find "child"
+      end)
+    end)
+
+    it("ends a tree that grows all the time", function()
+      local small = moonsand.assert(moonsand.create { limits = { processes = 60 } })
+      local p = moonsand.assert(small:start([[
+        f() { while :; do sh -c 'sleep 0.01; :' & f & sleep 0.01; done; }
+        echo up; f
+      ]]))
+      assert.equal("up", p.stdout:read("l", 5))
+      assert.is_true(small:kill(p.pid, { tree = true, signal = "KILL" }))
+      moonsand.assert(p:wait(10))
+      small:close()
+    end)
+  end)
+
+  describe("box:monitor", function()
+    it("measures a known load, and ends with the process", function()
+      local p = start "echo up; while :; do :; done"
+      local samples = 0
+      for sample in moonsand.assert(box:monitor(p.pid, { interval = 0.1 })) do
+        samples = samples + 1
+        assert.is_true(sample.cpu_percent >= 0 and sample.cpu_percent < 150, sample.cpu_percent)
+        assert.equal(1, sample.threads)
+        assert.is_true(sample.memory > 0)
+        if samples == 5 then
+          p:kill "KILL"
+          p:wait(5)
+        end
+      end
+      assert.equal(5, samples)
+    end)
+
+    it("counts threads and memory", function()
+      local p = start { "python3", "-c", [[
+import threading, time
+data = b"x" * 50000000
+for _ in range(4):
+  threading.Thread(target=time.sleep, args=(100,), daemon=True).start()
+print("up", flush=True)
+time.sleep(100)
+]] }
+      local sample = moonsand.assert(box:monitor(p.pid, { interval = 0.01 })):next()
+      assert.equal(5, sample.threads)
+      assert.is_true(sample.memory > 50e6 and sample.memory < 120e6, sample.memory)
+      p:close()
+    end)
+
+    it("says that there is none", function()
+      fails("not_found", box:monitor(4242))
+    end)
+  end)
+
+  describe("box:metrics", function()
+    it("counts what is there", function()
+      local before = moonsand.assert(box:metrics())
+      assert.equal(1, before.processes)
+      assert.equal(tonumber((support.run "nproc")), before.cpu_count)
+      local total = tonumber(support.read("/proc/meminfo"):match "MemTotal:%s+(%d+)") * 1024
+      assert.is_true(math.abs(before.memory_total - total) < 64 * 1024 * 1024)
+      moonsand.assert(box.files:write("/tmp/data", ("x"):rep(3000000)))
+      local p = start { "python3", "-c", "data = b'x' * 50000000; print('up', flush=True); input()" }
+      local after = moonsand.assert(box:metrics())
+      assert.equal(2, after.processes)
+      local grown = after.disk_used - before.disk_used
+      assert.is_true(grown >= 3000000 and grown < 4000000, grown)
+      grown = after.memory_used - before.memory_used
+      assert.is_true(grown > 50e6 and grown < 120e6, grown)
+      p:close()
+    end)
+
+    it("measures a known load, also of what is soon over", function()
+      assert.is_true(moonsand.assert(box:metrics()).cpu_percent < 20)
+      local p = start "echo up; while :; do :; done"
+      support.eventually(10, "no load", function()
+        local share = moonsand.assert(box:metrics()).cpu_percent
+        return share > 10 and share < 150
+      end)
+      p:close()
+      local q = start "echo up; while :; do /bin/true; done"
+      support.eventually(10, "no load", function()
+        return moonsand.assert(box:metrics()).cpu_percent > 10
+      end)
+      q:close()
+    end)
+
+    it("ends with its limits", function()
+      fails("timeout", box:metrics(0.01))
+      local count = 0
+      for m in box:watch_metrics { interval = 0.01 } do
+        assert.is_true(m.processes >= 1)
+        count = count + 1
+        if count == 3 then
+          break
+        end
+      end
+      box:close()
+    end)
+  end)
+end)

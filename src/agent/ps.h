@@ -1,0 +1,15 @@
+/* What runs in the sandbox, out of /proc. */
+#ifndef MS_PS_H
+#define MS_PS_H
+
+#include "../proc.h"
+
+/* MS_CALL_SAMPLE: one process, without its command line. -ESRCH when it is over, zombies too. */
+int ms_ps_sample(uint64_t pid, ms_writer *reply);
+/* MS_CALL_SIGNAL: a signal to a process, or to it and all below it. */
+int ms_ps_signal(uint64_t pid, uint32_t number, bool tree);
+/* MS_CALL_USAGE: u64 CPU time (ns) of all, u64 memory, u64 memory of the machine, u64 bytes on
+ * disk, u32 processes, u32 CPUs. */
+int ms_ps_usage(ms_writer *reply);
+
+#endif
