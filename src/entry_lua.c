@@ -195,9 +195,10 @@ static void set_numbers(lua_State *L, const char *field, const number *rows, siz
 }
 
 static const number calls[] = {
-    {"open", MS_CALL_OPEN},     {"stat", MS_CALL_STAT},     {"mkdir", MS_CALL_MKDIR},
-    {"remove", MS_CALL_REMOVE}, {"move", MS_CALL_MOVE},     {"chmod", MS_CALL_CHMOD},
-    {"chown", MS_CALL_CHOWN},   {"create", MS_CALL_CREATE}, {"commit", MS_CALL_COMMIT},
+    {"open", MS_CALL_OPEN},       {"stat", MS_CALL_STAT},     {"mkdir", MS_CALL_MKDIR},
+    {"remove", MS_CALL_REMOVE},   {"move", MS_CALL_MOVE},     {"chmod", MS_CALL_CHMOD},
+    {"chown", MS_CALL_CHOWN},     {"create", MS_CALL_CREATE}, {"commit", MS_CALL_COMMIT},
+    {"connect", MS_CALL_CONNECT}, {"listen", MS_CALL_LISTEN},
 };
 
 static const number flags[] = {

@@ -81,10 +81,14 @@ typedef enum ms_call {
                      * path, if there is one. */
   MS_CALL_COMMIT,   /* path: temporary, path2: final, both from MS_CALL_CREATE; the file comes along
                      * if it has no name */
+  MS_CALL_CONNECT,  /* a: port on the sandbox's loopback; flags: MS_NET_IPV6. -> socket, connected or
+                     * about to be */
+  MS_CALL_LISTEN,   /* the same, 0: any port. -> u32 port; listening socket */
   MS_CALL_LAST,
 } ms_call;
 
 #define MS_CREATE_NAMELESS 1u
+#define MS_NET_IPV6 1u
 
 /* What was found where a file was to be opened. Only with MS_OPENED_FILE a file comes along, and it
  * is a regular one: reading or writing it can neither block nor have effects. A directory is the

@@ -40,6 +40,10 @@ local elsewhere = {
   metrics = "moonsand.system",
   watch_metrics = "moonsand.system",
   session = "moonsand.session",
+  dial = "moonsand.network",
+  wait_port = "moonsand.network",
+  forward = "moonsand.network",
+  network_log = "moonsand.network",
 }
 
 --- Sugar like `box:python(code)` comes from the languages table.

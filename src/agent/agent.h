@@ -8,6 +8,7 @@
  *   loop.c     the agent's life: requests in, exits out, timers
  *   exec.c     programs: starting, tagging, reaping, killing trees
  *   files.c    the file calls, answered at once
+ *   net.c      sockets on the sandbox's loopback, for the host
  *   paths.c    how both find files: absolute paths, no magic links, names in directories held open
  *   worker.c   the file calls that walk trees: a fork of the agent, output on a pipe; worker_*.c
  *              are the programs, glob.c matches names
@@ -90,6 +91,9 @@ uint64_t ms_exec_deadline(void);
  * `file` (-1: none) holds what came along with the call, and afterwards what goes to the host: a
  * regular file. Both are the caller's to close. */
 int ms_files_call(ms_reader *body, ms_writer *reply, int *file);
+
+/* net.c: MS_CALL_CONNECT and MS_CALL_LISTEN. 0 or a negative errno; `file` then is a socket. */
+int ms_net_call(uint32_t op, uint32_t flags, uint64_t port, ms_writer *reply, int *file);
 
 /* worker.c: the built-in programs, run in a fork of the agent with its own stdio; returns the exit
  * status. argv[0] is the name. */

@@ -5,8 +5,12 @@ local core = require "moonsand.core"
 local doctor = require "moonsand.doctor"
 local environment = require "moonsand.environment"
 local errors = require "moonsand.errors"
+local forwards = require "moonsand.network.forward"
+local inside = require "moonsand.network.inside"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
+local proxies = require "moonsand.network.proxy"
+local rules = require "moonsand.network.rules"
 
 local M = { name = "local" }
 
@@ -37,9 +41,9 @@ M.options = {
 }
 
 --- What these may be here, if anything.
-local ONLY = { network = false, isolation = "native" }
+local ONLY = { isolation = "native" }
 local UNSUPPORTED = {
-  "network", "isolation", "workspace", "mounts", "root", "root_mode", "image", "template", "snapshot",
+  "isolation", "workspace", "mounts", "root", "root_mode", "image", "template", "snapshot",
   "lifetime", "idle_timeout",
 }
 
@@ -48,6 +52,7 @@ local ALLOW_MAX = 16 -- as the agent takes
 
 local native = {
   argv = true, stdin = true, signals = true, kill_tree = true, atomic_write = true, files = true,
+  ports = true, network_allow = true,
   ["limits.disk"] = true, ["limits.inodes"] = true, ["limits.processes"] = true,
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
@@ -269,7 +274,7 @@ function Sandbox:call(op, args, limits)
     return errors.errno(errno, "cannot ask the sandbox")
   end
   while true do
-    local number, body, file = raw:take(id)
+    local number, body, file = raw:take(id, args.socket)
     if number then
       if number == core.errno.ECONNRESET then
         local now = raw:state()
@@ -285,6 +290,48 @@ function Sandbox:call(op, args, limits)
       return errors.fail(code, message, detail)
     end
   end
+end
+
+--- A connection to a port inside.
+---@return userdata? raw, string? message, string? code, table? detail
+function Sandbox:dial(port, limits)
+  return inside.dial(self, port, limits)
+end
+
+--- A port of the host that leads to one inside. `box` lives as long as it.
+---@return moonsand.Forward? forward, string? message, string? code, table? detail
+function Sandbox:forward(port, listen, box)
+  if self.raw:state() ~= "ready" then
+    return unusable(self.raw:state())
+  end
+  local made, message, code, detail = forwards.new(port, listen, function(limits)
+    return self:dial(port, limits)
+  end, box)
+  if not made then
+    return nil, message, code, detail
+  end
+  self.forwards[#self.forwards + 1] = made
+  return made
+end
+
+--- Where a port inside can be reached on this machine: through a forward, made when it is first
+--- asked for.
+---@return string? url, string? message, string? code, table? detail
+function Sandbox:url(port)
+  if not self.urls[port] then
+    local made, message, code, detail = self:forward(port)
+    if not made then
+      return nil, message, code, detail
+    end
+    self.urls[port] = made
+  end
+  local made = self.urls[port]
+  return ("http://%s:%d"):format(made.host, made.port)
+end
+
+--- What its programs asked the proxy for.
+function Sandbox:network_log()
+  return self.proxy and self.proxy:read_log() or { dropped = 0 }
 end
 
 --- "ready", "gone", "broken" or "closed".
@@ -308,6 +355,12 @@ end
 function Sandbox:close()
   self.raw:close()
   self.running = {}
+  if self.proxy then
+    self.proxy:close()
+  end
+  for _, each in pairs(self.forwards) do
+    each:close()
+  end
 end
 
 --- Ends it and waits for the proof.
@@ -465,6 +518,34 @@ local function read_allow(seccomp)
   return allow
 end
 
+--- What the option asks for: false, or rules.
+---@return moonsand.Rules|false|nil network, string? message, string? code, table? detail
+local function read_network(network)
+  if type(network) == "string" then
+    return errors.fail("invalid", ("network: %s (false, true, \"host\", or a table of rules)")
+      :format(options.quote(network)))
+  end
+  if not network then
+    return false
+  end
+  return errors.outcome(rules.read(network, 5))
+end
+
+--- Gives a sandbox the way out that was asked for.
+local function connect(box, network, limits)
+  if not network then
+    return box
+  end
+  local message, code, detail
+  box.proxy, message, code, detail = proxies.new(box, network, limits)
+  if not box.proxy then
+    box:close()
+    return nil, message, code, detail
+  end
+  box.environment = environment.merge(box.environment, proxies.environment())
+  return box
+end
+
 --- Makes a sandbox.
 ---@return moonsand.local.Sandbox? sandbox, string? message, string? code, table? detail
 function M.create(opts, limits)
@@ -478,7 +559,12 @@ function M.create(opts, limits)
         or ("%s: only %s is supported by this provider"):format(name, tostring(ONLY[name])))
     end
   end
-  local allow, message, code, detail = read_allow(opts.seccomp)
+  local network, message, code, detail = read_network(opts.network)
+  if network == nil then
+    return nil, message, code, detail
+  end
+  local allow
+  allow, message, code, detail = read_allow(opts.seccomp)
   if not allow then
     return nil, message, code, detail
   end
@@ -498,13 +584,16 @@ function M.create(opts, limits)
     return nil, message, code, detail
   end
   planned.disk, planned.inodes = nil, nil
-  return setmetatable({
+  local box = setmetatable({
     raw = raw,
     limits = planned, -- of each program, unless it says otherwise
     enforced = enforced,
     running = {}, -- keeps them alive: a dropped handle does nothing to its program
     starts = 0,
+    forwards = setmetatable({}, { __mode = "v" }),
+    urls = {}, -- the forwards behind `url`, by port
   }, Sandbox)
+  return connect(box, network, limits)
 end
 
 M.kill_confirmed = KILL_CONFIRMED
