@@ -103,13 +103,13 @@ local function read_list(which, list, default, level)
   local rules = {}
   for i, text in ipairs(list) do
     if type(text) ~= "string" then
-      errors.raise(level + 1, "moonsand.create: network.%s: rule %d must be a string, got %s", which, i,
+      errors.raise(level + 2, "moonsand.create: network.%s: rule %d must be a string, got %s", which, i,
         type(text))
     end
   end
   for key in pairs(list) do
     if type(key) ~= "number" then
-      errors.raise(level + 1, "moonsand.create: network.%s is a list of rules, not a table with '%s'",
+      errors.raise(level + 2, "moonsand.create: network.%s is a list of rules, not a table with '%s'",
         which, tostring(key))
     end
   end
@@ -207,7 +207,7 @@ function M.read(network, level)
   if network == true then
     network = { allow = { "*" } }
   end
-  options.check("moonsand.create: network", network, KNOWN, level + 1)
+  options.check("moonsand.create: network", network, KNOWN, level + 2)
   local usual = { [80] = true, [443] = true }
   local allow, deny, message, code, detail
   allow, message, code, detail = read_list("allow", network.allow or {}, usual, level + 1)
