@@ -223,7 +223,8 @@ static void put_allow(lua_State *L, int table, ms_writer *body) {
   lua_pop(L, 1);
 }
 
-/* zygote:create{ disk, inodes, hostname, allow }: a sandbox, starting; or nil, errno. */
+/* zygote:create{ disk, inodes, hostname, allow, host_network }: a sandbox, starting; or nil, errno.
+ */
 static int zygote_create(lua_State *L) {
   ms_zygote *z = check_zygote(L);
   char text[4096];
@@ -243,7 +244,9 @@ static int zygote_create(lua_State *L) {
     lua_pushinteger(L, error);
     return 2;
   }
-  ms_header header = {.type = MS_CREATE, .id = ++z->last_id};
+  lua_getfield(L, 2, "host_network");
+  ms_header header = {
+      .type = MS_CREATE, .flags = lua_toboolean(L, -1) ? MS_HOST_NETWORK : 0, .id = ++z->last_id};
   error = ms_outbox_send(&z->outbox, z->socket, &header, body.data, body.length, &pair[1], 1);
   if (error) {
     close(pair[0]);

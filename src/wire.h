@@ -47,7 +47,8 @@ typedef enum ms_type {
   MS_RETURN,
 } ms_type;
 
-#define MS_IN_FILE 1u /* header flag: the body is in the last file passed along, a memfd */
+#define MS_IN_FILE 1u      /* header flag: the body is in the last file passed along, a memfd */
+#define MS_HOST_NETWORK 2u /* header flag of MS_CREATE: no network namespace of its own */
 #define MS_LONG_MAX ((size_t)8 * 1024 * 1024) /* such a body's most */
 
 typedef enum ms_target { MS_TARGET_FIRST, MS_TARGET_TREE } ms_target;
@@ -81,9 +82,9 @@ typedef enum ms_call {
                      * path, if there is one. */
   MS_CALL_COMMIT,   /* path: temporary, path2: final, both from MS_CALL_CREATE; the file comes along
                      * if it has no name */
-  MS_CALL_CONNECT,  /* a: port on the sandbox's loopback; flags: MS_NET_IPV6. -> socket, connected or
-                     * about to be */
-  MS_CALL_LISTEN,   /* the same, 0: any port. -> u32 port; listening socket */
+  MS_CALL_CONNECT, /* a: port on the sandbox's loopback; flags: MS_NET_IPV6. -> socket, connected or
+                    * about to be */
+  MS_CALL_LISTEN,  /* the same, 0: any port. -> u32 port; listening socket */
   MS_CALL_LAST,
 } ms_call;
 

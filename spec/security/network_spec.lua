@@ -14,6 +14,61 @@ local support = require "support.init"
 
 local LOCAL = "127.0.0.1"
 
+describe("the host's network", function()
+  local native = support.native()
+
+  helper.deadline(30)
+  helper.no_leaks()
+
+  it("is there by its word only, without the host's abstract sockets", function()
+    local name = "moonsand-net-" .. native.getpid()
+    local abstract = assert(native.listen_abstract(name))
+    local tcp, port = native.listen_tcp()
+    finally(function()
+      native.close(abstract)
+      native.close(tcp)
+    end)
+    local box = moonsand.assert(moonsand.create { network = "host" })
+    assert.equal("host", box:info().network)
+    local r = moonsand.assert(box:exec({ "/usr/bin/python3", "-c", [[
+import socket, sys
+def to(name, family, address):
+    s = socket.socket(family)
+    try: s.connect(address); print(name, "open")
+    except OSError as e: print(name, e.strerror)
+to("abstract", socket.AF_UNIX, "\0" + sys.argv[1])
+to("loopback", socket.AF_INET, ("127.0.0.1", int(sys.argv[2])))
+own = socket.socket(socket.AF_UNIX); own.bind("\0own" + sys.argv[1]); own.listen(1)
+to("own", socket.AF_UNIX, "\0own" + sys.argv[1])
+try: socket.socket(socket.AF_INET, socket.SOCK_RAW, 1); print("raw open")
+except OSError as e: print("raw", e.strerror)
+]], name, tostring(port) }))
+    assert.equal("abstract Operation not permitted\nloopback open\n"
+      .. "own open\nraw Operation not permitted\n", r.stdout, r.stderr)
+    assert.is_false(native.connected(abstract))
+    assert.is_true(native.connected(tcp))
+    box:close()
+  end)
+
+  it("comes to no sandbox that did not ask for it", function()
+    local open = moonsand.assert(moonsand.create { network = "host" })
+    for _, network in ipairs { false, { allow = {} } } do
+      local box = moonsand.assert(moonsand.create { network = network })
+      assert.equal(network and "rules" or "none", box:info().network)
+      assert.equal("lo\n", moonsand.assert(box:exec "sed -n 's/^ *\\([^ ]*\\):.*/\\1/p' /proc/net/dev").stdout)
+      box:close()
+    end
+    assert.equal("invalid", (select(3, moonsand.create { network = "Host" })))
+    open:close()
+  end)
+
+  it("is unavailable where the kernel cannot keep those sockets out", function()
+    local found = require("moonsand.doctor").explain("abstract sockets", core.errno.ENOSYS)
+    assert.is_truthy(found.cause:find "abstract unix sockets")
+    assert.is_truthy(found.fix:find "6.12")
+  end)
+end)
+
 describe("the proxy", function()
   local box, server, looked_up, answers
 

@@ -70,7 +70,7 @@ typedef struct ms_exec {
 /* setup.c: the life of a fork in new namespaces. Sets itself up, waits for the MS_CREATE that makes
  * it somebody's, and goes on as the agent. `message` is memory to receive into. */
 _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid,
-                               ms_message *message);
+                               bool host_network, ms_message *message);
 
 /* loop.c: serves until the host is gone or the socket is closed. */
 _Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret, ms_message *message);
@@ -92,7 +92,10 @@ uint64_t ms_exec_deadline(void);
  * regular file. Both are the caller's to close. */
 int ms_files_call(ms_reader *body, ms_writer *reply, int *file);
 
-/* net.c: MS_CALL_CONNECT and MS_CALL_LISTEN. 0 or a negative errno; `file` then is a socket. */
+/* net.c: keeps a sandbox in the host's network from abstract unix sockets that are not its own. 0,
+ * or -1 and errno where the kernel cannot. */
+int ms_net_scope(void);
+/* MS_CALL_CONNECT and MS_CALL_LISTEN. 0 or a negative errno; `file` then is a socket. */
 int ms_net_call(uint32_t op, uint32_t flags, uint64_t port, ms_writer *reply, int *file);
 
 /* worker.c: the built-in programs, run in a fork of the agent with its own stdio; returns the exit

@@ -164,26 +164,28 @@ static bool make_room(zygote *z) {
   return true;
 }
 
-static pid_t clone_sandbox(int *pidfd) {
-  unsigned long flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC |
-                        CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_PIDFD | SIGCHLD;
+static pid_t clone_sandbox(int *pidfd, bool host_network) {
+  unsigned long flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS |
+                        CLONE_NEWCGROUP | CLONE_PIDFD | SIGCHLD;
+  if (!host_network)
+    flags |= CLONE_NEWNET;
   return (pid_t)syscall(SYS_clone, flags, NULL, pidfd, NULL, NULL);
 }
 
 /* 0 or a positive errno. */
-static int make_spare(zygote *z) {
+static int make_spare(zygote *z, bool host_network) {
   int pair[2];
   if (!make_room(z))
     return ENOMEM;
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
     return errno;
   int pidfd = -1;
-  pid_t pid = clone_sandbox(&pidfd);
+  pid_t pid = clone_sandbox(&pidfd, host_network);
   if (pid == 0) {
     close(z->signals);
     close(HOST_SOCKET);
     close(pair[0]);
-    ms_sandbox_main(pair[1], HOST_PIDFD, z->uid, z->gid, &request);
+    ms_sandbox_main(pair[1], HOST_PIDFD, z->uid, z->gid, host_network, &request);
   }
   int error = errno;
   close(pair[1]);
@@ -198,10 +200,10 @@ static int make_spare(zygote *z) {
 
 /* Forwards what the host wants to the spare, or to a fresh one when that has died. 0 or a positive
  * errno. */
-static int hand_over(zygote *z) {
+static int hand_over(zygote *z, bool host_network) {
   const ms_reader *body = &request.body;
   for (int attempt = 0; attempt < 2; attempt++) {
-    int error = z->spare.pid ? 0 : make_spare(z);
+    int error = z->spare.pid ? 0 : make_spare(z, host_network);
     if (error)
       return error;
     int sent = ms_send(z->spare.socket, &request.header, body->data, body->length, request.fds,
@@ -225,23 +227,31 @@ static void answer(int error, pid_t pid, int pidfd) {
     poll(&room, 1, -1);
 }
 
+/* The spare has a network of its own: for a sandbox in the host's it is put aside. */
 static void zygote_create(zygote *z) {
-  int error = hand_over(z);
+  bool host_network = request.header.flags & MS_HOST_NETWORK;
+  spare aside = z->spare;
+  if (host_network)
+    z->spare.pid = 0;
+  int error = hand_over(z, host_network);
   if (error) {
     answer(error, 0, -1);
-    return;
+  } else {
+    answer(0, z->spare.pid, z->spare.pidfd);
+    drop_spare(z); /* it is a sandbox now */
+    ms_close_fds(&request);
   }
-  answer(0, z->spare.pid, z->spare.pidfd);
-  drop_spare(z); /* it is a sandbox now */
-  ms_close_fds(&request);
-  make_spare(z); /* should that fail, the next request tells */
+  if (host_network)
+    z->spare = aside;
+  else if (!error)
+    make_spare(z, false); /* should that fail, the next request tells */
 }
 
 int main(void) {
   zygote z = {0};
   if (zygote_prepare(&z) < 0)
     return 1;
-  make_spare(&z);
+  make_spare(&z, false);
   struct pollfd events[] = {{.fd = HOST_SOCKET, .events = POLLIN},
                             {.fd = z.signals, .events = POLLIN},
                             {.fd = HOST_PIDFD, .events = POLLIN}};

@@ -85,24 +85,28 @@ static int install_filter(const ms_config *config, uint64_t secret) {
 }
 
 /* Before it is known what for. 0, or a negative errno and the stage that failed. */
-static int prepare(uid_t uid, gid_t gid, const char **stage) {
+static int prepare(uid_t uid, gid_t gid, bool host_network, const char **stage) {
   MS_STAGE("session", setsid());
   MS_STAGE("uid_map", map_user(uid, gid));
   int error = ms_root_build(stage);
   if (error)
     return error;
-  MS_STAGE("loopback", raise_loopback());
+  if (!host_network)
+    MS_STAGE("loopback", raise_loopback());
   MS_STAGE("limits", limit_namespace());
   MS_STAGE("proc", ms_root_shut_proc());
   return 0;
 }
 
-static int finish(const ms_config *config, uint64_t *secret, const char **stage) {
+static int finish(const ms_config *config, bool host_network, uint64_t *secret,
+                  const char **stage) {
   MS_STAGE("disk", ms_root_limit(config->disk, config->inodes));
   MS_STAGE("hostname", sethostname(config->hostname, strlen(config->hostname)));
   MS_STAGE("random", getrandom(secret, sizeof *secret, 0));
   MS_STAGE("capabilities", drop_capabilities());
   MS_STAGE("no_new_privs", prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+  if (host_network)
+    MS_STAGE("abstract sockets", ms_net_scope());
   MS_STAGE("dumpable", prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
   MS_STAGE("seccomp", install_filter(config, *secret));
   return 0;
@@ -144,11 +148,11 @@ static void await_create(int socket, int host_pidfd, ms_message *message) {
 }
 
 _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid,
-                               ms_message *message) {
+                               bool host_network, ms_message *message) {
   ms_config config;
   uint64_t secret = 0;
   const char *stage = "";
-  int error = prepare(uid, gid, &stage);
+  int error = prepare(uid, gid, host_network, &stage);
   const char *prepared = stage;
   await_create(zygote_socket, host_pidfd, message);
   int host = message->fds[0];
@@ -159,7 +163,7 @@ _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid
   else if (error)
     stage = prepared;
   else
-    error = finish(&config, &secret, &stage);
+    error = finish(&config, host_network, &secret, &stage);
   if (!error)
     ms_agent_loop(host, host_pidfd, secret, message);
   char text[256];

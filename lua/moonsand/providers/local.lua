@@ -347,6 +347,7 @@ function Sandbox:info()
   return {
     pid = self.raw:pid(),
     isolation = "native",
+    network = self.network,
     limits = self.enforced,
   }
 end
@@ -518,10 +519,12 @@ local function read_allow(seccomp)
   return allow
 end
 
---- What the option asks for: false, or rules.
----@return moonsand.Rules|false|nil network, string? message, string? code, table? detail
+--- What the option asks for: false, "host", or rules.
+---@return moonsand.Rules|false|"host"|nil network, string? message, string? code, table? detail
 local function read_network(network)
-  if type(network) == "string" then
+  if network == "host" then
+    return network
+  elseif type(network) == "string" then
     return errors.fail("invalid", ("network: %s (false, true, \"host\", or a table of rules)")
       :format(options.quote(network)))
   end
@@ -531,10 +534,35 @@ local function read_network(network)
   return errors.outcome(rules.read(network, 5))
 end
 
+--- How names are looked up in the host's network.
+local function copy_resolver(box, limits)
+  for _, path in ipairs { "/etc/hosts", "/etc/resolv.conf" } do
+    local file = io.open(path, "rb")
+    local text = file and file:read "*a"
+    if file then
+      file:close()
+    end
+    if text then
+      local flags = core.file_flags
+      local errno, message, to, detail = box:call(core.file_calls.open,
+        { path = path, flags = flags.WRONLY + flags.CREAT + flags.TRUNC, mode = 420 }, limits)
+      if not errno then
+        return nil, message, to, detail
+      elseif to then
+        to:write(text)
+        to:close()
+      end
+    end
+  end
+  return box
+end
+
 --- Gives a sandbox the way out that was asked for.
 local function connect(box, network, limits)
   if not network then
     return box
+  elseif network == "host" then
+    return copy_resolver(box, limits)
   end
   local message, code, detail
   box.proxy, message, code, detail = proxies.new(box, network, limits)
@@ -579,6 +607,7 @@ function M.create(opts, limits)
     inodes = planned.inodes,
     hostname = hostname,
     allow = allow,
+    host_network = network == "host",
   }, limits)
   if not raw then
     return nil, message, code, detail
@@ -592,6 +621,7 @@ function M.create(opts, limits)
     starts = 0,
     forwards = setmetatable({}, { __mode = "v" }),
     urls = {}, -- the forwards behind `url`, by port
+    network = network == "host" and "host" or network and "rules" or "none",
   }, Sandbox)
   return connect(box, network, limits)
 end
