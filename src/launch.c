@@ -269,8 +269,8 @@ static void send_mounts(lua_State *L, int table, ms_sandbox *s, uint32_t count) 
     ms_sandbox_failed(s, -error, "files");
 }
 
-/* zygote:create{ disk, inodes, hostname, allow, mounts, sight }: a sandbox, starting; or nil,
- * errno. `sight`: one that has to see the host's mounts first. */
+/* zygote:create{ disk, inodes, hostname, allow, mounts, sight, host_network }: a sandbox, starting;
+ * or nil, errno. `sight`: one that has to see the host's mounts first. */
 static int zygote_create(lua_State *L) {
   ms_zygote *z = check_zygote(L);
   char text[4096];
@@ -284,7 +284,9 @@ static int zygote_create(lua_State *L) {
   uint32_t mounts = mount_count(L, 2);
   ms_put_u32(&body, mounts);
   lua_getfield(L, 2, "sight");
-  uint16_t flags = lua_toboolean(L, -1) ? MS_CREATE_MOUNTS : 0;
+  lua_getfield(L, 2, "host_network");
+  uint16_t flags = (uint16_t)((lua_toboolean(L, -2) ? MS_CREATE_MOUNTS : 0) |
+                              (lua_toboolean(L, -1) ? MS_CREATE_HOST_NETWORK : 0));
 
   int pair[2], error = body.overflow ? E2BIG : z->socket < 0 ? ECONNRESET : 0;
   if (!error && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)

@@ -4,6 +4,7 @@
 #include "file.h"
 #include "local.h"
 #include "moonsand.h"
+#include "socket.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -313,10 +314,13 @@ static int sandbox_call(lua_State *L) {
   return 1;
 }
 
-/* sandbox:take(id): nothing while it is under way; then, once, errno (0: success), body, file. */
+/* sandbox:take(id, kind): nothing while it is under way; then, once, errno (0: success), body, and
+ * what came along: a file, or the "connection" or "listener" that the caller asked for. */
 static int sandbox_take(lua_State *L) {
+  static const char *const kinds[] = {"file", "connection", "listener", NULL};
   ms_sandbox *s = check_sandbox(L);
   ms_pending **at = find_pending(s, (uint32_t)luaL_checkinteger(L, 2)), *p = *at;
+  int kind = luaL_checkoption(L, 3, "file", kinds);
   if (!p)
     return luaL_error(L, "no such call");
   if (!p->answered)
@@ -326,7 +330,10 @@ static int sandbox_take(lua_State *L) {
   if (p->fd >= 0) {
     int fd = p->fd;
     p->fd = -1;
-    ms_file_new(L, fd);
+    if (kind == 0)
+      ms_file_new(L, fd);
+    else
+      ms_socket_adopt(L, s->reactor, fd, kind == 2);
   } else {
     lua_pushnil(L);
   }

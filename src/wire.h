@@ -54,7 +54,8 @@ typedef enum ms_type {
   MS_MOUNT,
 } ms_type;
 
-#define MS_CREATE_MOUNTS 2u /* header flag of MS_CREATE: needs sight of the host's mounts */
+#define MS_CREATE_MOUNTS 2u       /* header flag of MS_CREATE: needs sight of the host's mounts */
+#define MS_CREATE_HOST_NETWORK 4u /* and: no network namespace of its own */
 
 #define MS_MOUNT_READ_ONLY 1u
 #define MS_MOUNT_COPY 2u     /* what is written goes to a copy */
@@ -99,10 +100,14 @@ typedef enum ms_call {
   MS_CALL_SIGNAL,   /* a: pid, flags: the signal, b: 1 for all below it too. Path: "/" */
   MS_CALL_SAMPLE,   /* a: pid; path "/". -> ms_proc */
   MS_CALL_USAGE,    /* path "/". -> as in agent/ps.h */
+  MS_CALL_CONNECT, /* a: port on the sandbox's loopback; flags: MS_NET_IPV6. -> socket, connected or
+                    * about to be */
+  MS_CALL_LISTEN,  /* the same, 0: any port. -> u32 port; listening socket */
   MS_CALL_LAST,
 } ms_call;
 
 #define MS_CREATE_NAMELESS 1u
+#define MS_NET_IPV6 1u
 
 /* What was found where a file was to be opened. Only with MS_OPENED_FILE a file comes along, and it
  * is a regular one: reading or writing it can neither block nor have effects. A directory is the

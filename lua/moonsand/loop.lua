@@ -484,6 +484,16 @@ function M.at(at, fn)
   end
 end
 
+--- Calls fn, which must neither wait nor raise, once: when a C waitable has something, or is gone.
+--- Holds neither. For the library's own use.
+---@param waitable table|userdata
+---@param fn fun()
+function M.watch(waitable, fn)
+  local id = waitable:id()
+  register(id, { call = fn })
+  waitable:arm()
+end
+
 -- ---------------------------------------------------------------- waiting
 
 --- The limits of one call, computed once and passed down. The options were checked already.

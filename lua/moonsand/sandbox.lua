@@ -41,6 +41,10 @@ local elsewhere = {
   watch_metrics = "moonsand.system",
   session = "moonsand.session",
   terminal = "moonsand.terminal",
+  dial = "moonsand.network",
+  wait_port = "moonsand.network",
+  forward = "moonsand.network",
+  network_log = "moonsand.network",
 }
 
 --- Sugar like `box:python(code)` comes from the languages table.

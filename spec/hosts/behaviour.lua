@@ -557,6 +557,33 @@ boxed("waits: refused inside table.sort, and nothing is broken then", function(b
   end
 end)
 
+-- ---------------------------------------------------------------- the network
+
+boxed("network: a forward, and the proxy of another sandbox that leads there", function(box, moonsand)
+  assert(box:start { "/usr/bin/python3", "-m", "http.server", "8000", "-d", "/etc" })
+  eq(true, assert(box:wait_port(8000, 20)))
+  local forward = assert(box:forward(8000))
+  local network = {
+    allow = { "ok.test:" .. forward.port, "127.0.0.1:" .. forward.port },
+    resolve = function()
+      moonsand.sleep(0.01) -- it may wait
+      return { "127.0.0.1" }
+    end,
+  }
+  moonsand.with({ network = network }, function(inside)
+    local url = ("http://ok.test:%d/hosts"):format(forward.port)
+    has(assert(inside:exec("curl -sS " .. url, 20)).stdout, "127.0.0.1 localhost")
+    has(assert(inside:exec("curl -sSp " .. url, 20)).stdout, "127.0.0.1 localhost")
+    has(assert(inside:exec("curl -sS http://evil.test/", 20)).stdout, "not allowed by any rule")
+    eq(3, #inside:network_log(), "attempts")
+    local s = assert(inside:dial(3128, 10))
+    assert(s:write("CONNECT evil.test:443 HTTP/1.1\r\n\r\n", 10))
+    has(s:read("a", 10), "403 Forbidden")
+    s:close()
+  end)
+  forward:close()
+end)
+
 -- ---------------------------------------------------------------- running them
 
 --- Runs all of them, one after the other, and tells of each: its name, and what it raised.

@@ -164,26 +164,28 @@ static bool make_room(zygote *z) {
   return true;
 }
 
-static pid_t clone_sandbox(int *pidfd) {
-  unsigned long flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC |
-                        CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_PIDFD | SIGCHLD;
+static pid_t clone_sandbox(int *pidfd, uint16_t wanted) {
+  unsigned long flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS |
+                        CLONE_NEWCGROUP | CLONE_PIDFD | SIGCHLD;
+  if (!(wanted & MS_CREATE_HOST_NETWORK))
+    flags |= CLONE_NEWNET;
   return (pid_t)syscall(SYS_clone, flags, NULL, pidfd, NULL, NULL);
 }
 
-/* `ready`: it sets itself up at once, else when it knows what for. 0 or a positive errno. */
-static int make_spare(zygote *z, spare *made, bool ready) {
+/* `flags`: what is wanted of it, as of MS_CREATE. 0 or a positive errno. */
+static int make_spare(zygote *z, spare *made, uint16_t flags) {
   int pair[2];
   if (!make_room(z))
     return ENOMEM;
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
     return errno;
   int pidfd = -1;
-  pid_t pid = clone_sandbox(&pidfd);
+  pid_t pid = clone_sandbox(&pidfd, flags);
   if (pid == 0) {
     close(z->signals);
     close(HOST_SOCKET);
     close(pair[0]);
-    ms_sandbox_main(pair[1], HOST_PIDFD, z->uid, z->gid, ready, &request);
+    ms_sandbox_main(pair[1], HOST_PIDFD, z->uid, z->gid, flags, &request);
   }
   int error = errno;
   close(pair[1]);
@@ -198,10 +200,10 @@ static int make_spare(zygote *z, spare *made, bool ready) {
 
 /* Forwards what the host wants to the spare, or to a fresh one when that has died. 0 or a positive
  * errno. */
-static int hand_over(zygote *z, spare *to, bool ready) {
+static int hand_over(zygote *z, spare *to, uint16_t flags) {
   const ms_reader *body = &request.body;
   for (int attempt = 0; attempt < 2; attempt++) {
-    int error = to->pid ? 0 : make_spare(z, to, ready);
+    int error = to->pid ? 0 : make_spare(z, to, flags);
     if (error)
       return error;
     int sent = ms_send(to->socket, &request.header, body->data, body->length, request.fds,
@@ -225,11 +227,12 @@ static void answer(int error, pid_t pid, int pidfd) {
     poll(&room, 1, -1);
 }
 
+/* The spare is as most are wanted; what is wanted otherwise is made for it. */
 static void zygote_create(zygote *z) {
-  spare early = {0};
-  bool ready = !(request.header.flags & MS_CREATE_MOUNTS);
-  spare *to = ready ? &z->spare : &early;
-  int error = hand_over(z, to, ready);
+  uint16_t flags = request.header.flags & (MS_CREATE_MOUNTS | MS_CREATE_HOST_NETWORK);
+  spare fresh = {0};
+  spare *to = flags ? &fresh : &z->spare;
+  int error = hand_over(z, to, flags);
   if (error) {
     answer(error, 0, -1);
     return;
@@ -238,7 +241,7 @@ static void zygote_create(zygote *z) {
   drop_spare(to); /* it is a sandbox now */
   ms_close_fds(&request);
   if (!z->spare.pid)
-    make_spare(z, &z->spare, true); /* should that fail, the next request tells */
+    make_spare(z, &z->spare, 0); /* should that fail, the next request tells */
 }
 
 /* A user namespace for mounts of the host's: needs no right but to be who the sandboxes are. */
@@ -260,7 +263,7 @@ int main(void) {
   zygote z = {0};
   if (zygote_prepare(&z) < 0)
     return 1;
-  make_spare(&z, &z.spare, true);
+  make_spare(&z, &z.spare, 0);
   struct pollfd events[] = {{.fd = HOST_SOCKET, .events = POLLIN},
                             {.fd = z.signals, .events = POLLIN},
                             {.fd = HOST_PIDFD, .events = POLLIN}};

@@ -89,19 +89,20 @@ static int install_filter(const ms_config *config, uint64_t secret) {
 }
 
 /* Before it is known what for. 0, or a negative errno and the stage that failed. */
-static int prepare(uid_t uid, gid_t gid, const ms_mount *root, const char **stage) {
+static int prepare(uid_t uid, gid_t gid, uint16_t flags, const ms_mount *root, const char **stage) {
   MS_STAGE("session", setsid());
   MS_STAGE("uid_map", map_user(MS_UID, MS_GID, uid, gid));
   int error = root ? ms_image_build(root->fd, stage) : ms_root_build(stage);
   if (error)
     return error;
-  MS_STAGE("loopback", raise_loopback());
+  if (!(flags & MS_CREATE_HOST_NETWORK))
+    MS_STAGE("loopback", raise_loopback());
   MS_STAGE("limits", limit_namespace());
   MS_STAGE("proc", ms_root_shut_proc());
   return 0;
 }
 
-static int finish(const ms_config *config, ms_mounts *mounts, uint64_t *secret,
+static int finish(const ms_config *config, uint16_t flags, ms_mounts *mounts, uint64_t *secret,
                   const char **stage) {
   const ms_mount *root = ms_mounts_root(mounts);
   MS_STAGE("disk", ms_root_limit(root ? MS_HOME : "/", config->disk, config->inodes));
@@ -116,6 +117,8 @@ static int finish(const ms_config *config, ms_mounts *mounts, uint64_t *secret,
   MS_STAGE("random", getrandom(secret, sizeof *secret, 0));
   MS_STAGE("capabilities", drop_capabilities());
   MS_STAGE("no_new_privs", prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+  if (flags & MS_CREATE_HOST_NETWORK)
+    MS_STAGE("abstract sockets", ms_net_scope());
   MS_STAGE("dumpable", prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
   if (ms_mounts_write_host(mounts))
     MS_STAGE("seccomp", ms_setid_install(*secret));
@@ -161,10 +164,10 @@ static void await_create(int socket, int host_pidfd, ms_message *message) {
 
 /* What is mounted: told, and cloned where the host could not. */
 static int take_mounts(ms_mounts *mounts, const ms_config *config, int host, int host_pidfd,
-                       bool spare, const char **stage) {
+                       bool sighted, const char **stage) {
   *stage = mounts->stage;
   int error = ms_mounts_receive(mounts, config->mounts, host, host_pidfd);
-  return error || spare ? error : ms_mounts_clone(mounts);
+  return error || !sighted ? error : ms_mounts_clone(mounts);
 }
 
 _Noreturn void ms_idmap_main(int socket, uid_t shown, gid_t shown_gid, uid_t uid, gid_t gid) {
@@ -177,13 +180,14 @@ _Noreturn void ms_idmap_main(int socket, uid_t shown, gid_t shown_gid, uid_t uid
   _exit(0);
 }
 
-_Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid, bool spare,
-                               ms_message *message) {
+_Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid,
+                               uint16_t flags, ms_message *message) {
   static ms_mounts mounts;
   ms_config config;
   uint64_t secret = 0;
   const char *stage = "";
-  int error = spare ? prepare(uid, gid, NULL, &stage) : 0;
+  bool sighted = flags & MS_CREATE_MOUNTS; /* it sees the host's until it has what it is to show */
+  int error = sighted ? 0 : prepare(uid, gid, flags, NULL, &stage);
   const char *prepared = stage;
   await_create(zygote_socket, host_pidfd, message);
   int host = message->fds[0];
@@ -194,11 +198,11 @@ _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid
   else if (error)
     stage = prepared;
   else
-    error = take_mounts(&mounts, &config, host, host_pidfd, spare, &stage);
-  if (!error && !spare)
-    error = prepare(uid, gid, ms_mounts_root(&mounts), &stage);
+    error = take_mounts(&mounts, &config, host, host_pidfd, sighted, &stage);
+  if (!error && sighted)
+    error = prepare(uid, gid, flags, ms_mounts_root(&mounts), &stage);
   if (!error)
-    error = finish(&config, &mounts, &secret, &stage);
+    error = finish(&config, flags, &mounts, &secret, &stage);
   if (!error)
     ms_agent_loop(host, host_pidfd, secret, message);
   char text[256];
