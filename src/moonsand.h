@@ -11,7 +11,7 @@
 
 void ms_reactor_open(lua_State *L); /* reactor.c: core.reactor, core.now, core.isyieldable */
 void ms_wake_open(lua_State *L);    /* wake.c: core.wake */
-void ms_stream_open(lua_State *L);  /* stream.c: the type only */
+void ms_stream_open(lua_State *L);  /* stream.c: core.input */
 void ms_process_open(lua_State *L); /* process.c: the type only */
 void ms_sandbox_open(lua_State *L); /* sandbox.c: the type only */
 void ms_zygote_open(lua_State *L);  /* launch.c: core.zygote */

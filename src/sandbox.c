@@ -258,8 +258,8 @@ int ms_sandbox_push_unusable(lua_State *L, const ms_sandbox *s) {
   return 3;
 }
 
-/* sandbox:state(): its name; for "failed" also an errno and the stage. The kernel is asked whether a
- * ready one lives: nobody may have stepped the reactor since it died. */
+/* sandbox:state(): its name; for "failed" also an errno and the stage. The kernel is asked whether
+ * a ready one lives: nobody may have stepped the reactor since it died. */
 static int sandbox_state(lua_State *L) {
   ms_sandbox *s = check_sandbox(L);
   struct pollfd life = {.fd = s->pidfd, .events = POLLIN};

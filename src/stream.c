@@ -8,11 +8,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -77,7 +79,7 @@ static void read_ended(ms_stream *s, int error) {
 static size_t read_some(ms_stream *s, char *run, size_t room) {
   ssize_t count;
   do
-    count = read(s->fd, run, room);
+    count = s->shared ? recv(s->fd, run, room, MSG_DONTWAIT) : read(s->fd, run, room);
   while (count < 0 && errno == EINTR);
   if (count > 0) {
     s->received += (uint64_t)count;
@@ -603,6 +605,41 @@ ms_stream *ms_stream_new(lua_State *L, ms_reactor *r, int fd, bool reading, size
   return s;
 }
 
+/* What a descriptor of the host's refers to, opened anew: O_NONBLOCK on the old one would be one
+ * for everybody who has it. A socket cannot be, and is never set to anything. */
+static int open_input(int fd, bool *shared) {
+  struct stat about;
+  char path[32];
+  if (fstat(fd, &about) < 0)
+    return -errno;
+  *shared = S_ISSOCK(about.st_mode);
+  if (!*shared && !S_ISFIFO(about.st_mode) && !isatty(fd))
+    return -EPERM; /* never not ready, which epoll does not take */
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  int opened = *shared ? fcntl(fd, F_DUPFD_CLOEXEC, 3)
+                       : open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  return opened < 0 ? -errno : opened;
+}
+
+/* core.input(reactor, fd): a stream of what comes from a pipe, a terminal or a socket of the
+ * host's; or nil, errno, where there is nothing to wait for, as with a file. */
+static int core_input(lua_State *L) {
+  ms_reactor *r = ms_reactor_check(L, 1);
+  bool shared = false;
+  int fd = open_input((int)luaL_checkinteger(L, 2), &shared);
+  if (fd < 0) {
+    lua_pushnil(L);
+    lua_pushinteger(L, -fd);
+    return 2;
+  }
+  ms_stream *s = ms_stream_new(L, r, fd, true, 0, true);
+  s->shared = shared;
+  s->mode = MS_READ;
+  return 1;
+}
+
 void ms_stream_open(lua_State *L) {
+  lua_pushcfunction(L, core_input);
+  lua_setfield(L, -2, "input"); /* core.input = core_input */
   ms_newtype(L, MS_STREAM_TYPE, methods, metamethods);
 }

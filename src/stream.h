@@ -32,6 +32,7 @@ typedef struct ms_stream {
   int full_reads;   /* in a row that found the pipe full */
   bool idle;        /* not served yet */
   bool reading;     /* this end can be read */
+  bool shared;      /* a socket that others may read in blocking mode */
   bool eof;
   int error; /* errno of a failed read */
 
