@@ -117,9 +117,8 @@ local function fail(line, message, code, detail)
     print_json(json.of_failure(message, code, detail))
   else
     terminal.complain(message, detail)
-    local command = detail and detail.command
-    if code == "invalid" and (command or not line) then
-      io.stderr:write("Try 'moonsand ", command and command .. " " or "", "--help'.\n")
+    if detail and detail.usage then -- the words were wrong, not what they ask for
+      io.stderr:write("Try 'moonsand ", detail.usage, "--help'.\n")
     end
   end
   return program.status_of_failure(code, detail)

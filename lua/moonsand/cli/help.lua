@@ -122,8 +122,13 @@ function M.command(command, width, paint)
   local p = page(width, paint)
   p:usage(source.name .. " " .. command.name, command.usage)
   p:text(command.text)
+  local last
   for _, group in ipairs(source.groups_of(command)) do
-    p:title(group.title or "Options")
+    local title = group.title or "Options"
+    if title ~= last then
+      p:title(title)
+    end
+    last = title
     for _, option in ipairs(group) do
       p:row(source.signature(option), option.text)
     end

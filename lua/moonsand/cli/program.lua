@@ -59,7 +59,8 @@ local function create_options(o)
     limits[name] = o[name]
   end
   opts.limits = next(limits) and limits
-  opts.shell = o.shell and split(o.shell)
+  local shell = split(o.shell or "")
+  opts.shell = shell[2] and shell or shell[1]
   opts.seccomp = o.allow_syscall and { allow = o.allow_syscall }
   return opts
 end
@@ -249,11 +250,11 @@ end
 
 --- The whole of it, in a sandbox that is there: `start()` gives the Result.
 local function perform(box, o, start)
-  local ok, result, message, code, detail
-  ok, message, code, detail = put(box, o)
+  local ok, message, code, detail = put(box, o)
   if not ok then
     return nil, message, code, detail
   end
+  local result
   result, message, code, detail = start()
   if not result then
     return nil, message, code, detail
@@ -263,9 +264,9 @@ local function perform(box, o, start)
   if not status then
     return nil, message, code, detail
   end
-  ok, message, code, detail = get(box, o)
-  if not ok then
-    terminal.complain(message, detail)
+  local got, why, _, more = get(box, o)
+  if not got then
+    terminal.complain(why, more)
     return status ~= 0 and status or FAILED
   end
   return status
@@ -280,7 +281,7 @@ local function read_text(path)
   end
   local file, message, errno = io.open(path, "rb")
   local text
-  if file then
+  if file then -- a directory can be opened, and not read
     text, message, errno = file:read "*a"
     file:close()
   end
@@ -330,9 +331,9 @@ function M.run(line)
   end
   if o.language and o.interpreter then
     return errors.fail("invalid", "--language and --interpreter: one of them will do",
-      { command = "run" })
+      { usage = "run " })
   elseif path == "-" and not o.language then
-    return errors.fail("invalid", "a text from standard input needs --language", { command = "run" })
+    return errors.fail("invalid", "a text from standard input needs --language", { usage = "run " })
   end
   return M.with(o, o.language and run_text or run_file, o, path, args)
 end
@@ -345,10 +346,10 @@ function M.exec(line)
   local o = line.options
   local command = o.command or line.words
   if o.command and line.words[1] then
-    return errors.fail("invalid", "--command and a program: one of them will do", { command = "exec" })
+    return errors.fail("invalid", "--command and a program: one of them will do", { usage = "exec " })
   elseif not o.command and not line.words[1] then
     return errors.fail("invalid", "what to run? A program is needed, or --command",
-      { command = "exec" })
+      { usage = "exec " })
   end
   return M.with(o, function(box)
     return perform(box, o, function()

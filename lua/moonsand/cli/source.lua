@@ -68,7 +68,8 @@ M.options = {
     { long = "cwd", short = "C", value = "DIR", kind = "text",
       text = "The directory to start in (`/workspace`)." },
     { long = "shell", value = "WORDS", kind = "text",
-      text = "What runs a command that is text (`/bin/sh`): `bash`, `bash -lc`." },
+      text = "What runs a command that is text (`/bin/sh`): `bash`; or the words in front of the text, "
+        .. "`bash -lc`." },
     { long = "umask", value = "MODE", kind = "text", text = "The mask of new files (`022`)." },
     { long = "no-stdin", short = "n",
       text = "Give it nothing to read, and leave our standard input to others." },

@@ -8,7 +8,8 @@ local source = require "moonsand.cli.source"
 local M = {}
 
 local function fail(command, format, ...)
-  return errors.fail("invalid", format:format(...), { command = command and command.name })
+  return errors.fail("invalid", format:format(...),
+    { usage = command and command.name .. " " or "" })
 end
 
 local function perhaps(word, known, dashes)
@@ -57,8 +58,9 @@ local readers = {
 --- Puts the value of an option where it belongs.
 local function set(command, values, option, text)
   local name = option.long:gsub("-", "_")
-  local value, wanted = true, nil
+  local value = true
   if option.value then
+    local wanted
     value, wanted = readers[option.kind](text)
     if value == nil then
       return fail(command, "--%s: %s is not %s", option.long, options.quote(text), wanted)
