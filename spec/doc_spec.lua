@@ -203,6 +203,7 @@ local NOUNS = {
   { "session", "Session", "lua/moonsand/session.lua", hidden = { give_up = true } },
   { "task", "Task", "lua/moonsand/task.lua", hidden = { abandoned = true } },
   { "sem", "Semaphore", "lua/moonsand/task.lua" },
+  { "pool", "Pool", "lua/moonsand/pool.lua" },
   { "token", "Token", "lua/moonsand/task.lua" },
 }
 

@@ -11,7 +11,7 @@
 
 void ms_reactor_open(lua_State *L);  /* reactor.c: core.reactor, core.now, core.isyieldable */
 void ms_wake_open(lua_State *L);     /* wake.c: core.wake */
-void ms_stream_open(lua_State *L);   /* stream.c: the type only */
+void ms_stream_open(lua_State *L);   /* stream.c: core.input */
 void ms_socket_open(lua_State *L);   /* socket.c: core.listen, core.connect, core.address, … */
 void ms_relay_open(lua_State *L);    /* relay.c: core.relay */
 void ms_lookup_open(lua_State *L);   /* lookup.c: core.lookup */

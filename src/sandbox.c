@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -258,9 +259,13 @@ int ms_sandbox_push_unusable(lua_State *L, const ms_sandbox *s) {
   return 3;
 }
 
-/* sandbox:state(): its name; for "failed" also an errno and the stage. */
+/* sandbox:state(): its name; for "failed" also an errno and the stage. The kernel is asked whether
+ * a ready one lives: nobody may have stepped the reactor since it died. */
 static int sandbox_state(lua_State *L) {
-  const ms_sandbox *s = check_sandbox(L);
+  ms_sandbox *s = check_sandbox(L);
+  struct pollfd life = {.fd = s->pidfd, .events = POLLIN};
+  if (s->state == MS_SANDBOX_READY && !ms_reactor_foreign(s->reactor) && poll(&life, 1, 0) > 0)
+    pidfd_ready(&s->pidfd_source, EPOLLIN);
   lua_pushstring(L, state_names[s->state]);
   lua_pushinteger(L, s->error);
   lua_pushstring(L, s->stage);

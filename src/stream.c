@@ -10,11 +10,13 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -90,7 +92,7 @@ static void read_ended(ms_stream *s, int error) {
 static size_t read_some(ms_stream *s, char *run, size_t room) {
   ssize_t count;
   do
-    count = s->duplex ? recv(s->fd, run, room, MSG_DONTWAIT) : read(s->fd, run, room);
+    count = s->socket ? recv(s->fd, run, room, MSG_DONTWAIT) : read(s->fd, run, room);
   while (count < 0 && errno == EINTR);
   if (count > 0) {
     s->received += (uint64_t)count;
@@ -698,13 +700,48 @@ ms_stream *ms_stream_new(lua_State *L, ms_reactor *r, int fd, bool reading, size
 
 ms_stream *ms_stream_new_socket(lua_State *L, ms_reactor *r, int fd) {
   ms_stream *s = ms_stream_new(L, r, fd, true, 0, true);
-  s->duplex = true;
+  s->socket = s->duplex = true;
   s->mode = MS_READ;
   s->idle = false;
   update_interest(s);
   return s;
 }
 
+/* What a descriptor of the host's refers to, opened anew: O_NONBLOCK on the old one would be one
+ * for everybody who has it. A socket cannot be, and is never set to anything. */
+static int open_input(int fd, bool *socket) {
+  struct stat about;
+  char path[32];
+  if (fstat(fd, &about) < 0)
+    return -errno;
+  *socket = S_ISSOCK(about.st_mode);
+  if (!*socket && !S_ISFIFO(about.st_mode) && !isatty(fd))
+    return -EPERM; /* never not ready, which epoll does not take */
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  int opened = *socket ? fcntl(fd, F_DUPFD_CLOEXEC, 3)
+                       : open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  return opened < 0 ? -errno : opened;
+}
+
+/* core.input(reactor, fd): a stream of what comes from a pipe, a terminal or a socket of the
+ * host's; or nil, errno, where there is nothing to wait for, as with a file. */
+static int core_input(lua_State *L) {
+  ms_reactor *r = ms_reactor_check(L, 1);
+  bool socket = false;
+  int fd = open_input((int)luaL_checkinteger(L, 2), &socket);
+  if (fd < 0) {
+    lua_pushnil(L);
+    lua_pushinteger(L, -fd);
+    return 2;
+  }
+  ms_stream *s = ms_stream_new(L, r, fd, true, 0, true);
+  s->socket = socket;
+  s->mode = MS_READ;
+  return 1;
+}
+
 void ms_stream_open(lua_State *L) {
+  lua_pushcfunction(L, core_input);
+  lua_setfield(L, -2, "input"); /* core.input = core_input */
   ms_newtype(L, MS_STREAM_TYPE, methods, metamethods);
 }

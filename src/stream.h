@@ -32,7 +32,8 @@ typedef struct ms_stream {
   int full_reads;   /* in a row that found the pipe full */
   bool idle;        /* not served yet */
   bool reading;     /* this end can be read */
-  bool duplex;      /* a socket: each direction has an end of its own */
+  bool socket;      /* others may read it too, in blocking mode */
+  bool duplex;      /* and it is written: each direction has an end of its own */
   bool shut;        /* nothing more is written */
   bool eof;
   int error; /* errno of a failed read */

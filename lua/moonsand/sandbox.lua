@@ -402,11 +402,19 @@ end
 
 -- ---------------------------------------------------------------- the end
 
+--- From now on it is closed; a pool that it came from hears of it.
+local function mark_closed(core)
+  core.closed = true
+  if core.lease then
+    core.lease:end_now()
+  end
+end
+
 --- Ends a sandbox that we created: at once, without waiting. Idempotent.
 function Sandbox:close()
   local core = self.core
   if not core.closed then
-    core.closed = true
+    mark_closed(core)
     core.driver:close()
   end
 end
@@ -418,7 +426,7 @@ Sandbox.__close = Sandbox.close
 ---@return true|nil ok, string? message, string? code, table? detail
 function Sandbox:destroy(opts)
   opts = options.check("box:destroy", opts, WAIT)
-  self.core.closed = true
+  mark_closed(self.core)
   local ok, message, code, detail = self.core.driver:destroy(loop.limits(opts))
   if not ok then
     return fail(self, message, code, detail)
@@ -443,6 +451,7 @@ function M.new(provider, driver, fields, defaults)
     started = 0, -- programs, ever
     created_at = os.time(),
     metadata = fields.metadata,
+    lease = nil, -- of a pool, see pool.lua
   }
   local home = driver.cwd or "/"
   defaults.cwd = paths.join(home, defaults.cwd or home)

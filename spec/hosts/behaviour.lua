@@ -513,6 +513,30 @@ end)
 
 -- ---------------------------------------------------------------- where waits are
 
+check("pool: fills by itself, lends once, makes those wait who come late", function(moonsand, spawn)
+  local pool = moonsand.pool { size = 1, max = 1 }
+  eventually(moonsand, "a warm sandbox", function()
+    return pool:stats().warm == 1
+  end)
+  local box = assert(pool:acquire(0))
+  local second
+  spawn(function()
+    second = pool:with(function(other)
+      return assert(other:exec("echo " .. (other.id == box.id and "same" or "new"))).stdout
+    end)
+  end)
+  eventually(moonsand, "one who waits", function()
+    return pool:stats().waiting == 1
+  end)
+  box:close()
+  eventually(moonsand, "the second", function()
+    return second
+  end)
+  eq("new\n", second, "sandbox")
+  pool:close()
+  eq(0, pool:stats().used, "used")
+end)
+
 boxed("waits: pass through a wrapped generator", function(box, moonsand)
   local function numbers(n)
     return moonsand.wrap(function()
