@@ -120,18 +120,20 @@ void ms_zygote_forget(ms_zygote *z, ms_sandbox *s) {
   s->zygote = NULL;
 }
 
-static void zygote_kill(const ms_zygote *z) {
-  if (z->pidfd >= 0)
-    syscall(SYS_pidfd_send_signal, z->pidfd, SIGKILL, NULL, 0);
-}
-
-/* Its zombie is taken away if it is still there; a host that reaps its children did so already. */
-static void zygote_bury(ms_zygote *z, int options) {
-  siginfo_t info;
+/* Ends it and takes its zombie away, which a host that reaps its children may have done already.
+ * SIGCHLD waits meanwhile: the handler of a host such as nginx would be faster, and complain. */
+static void zygote_kill(ms_zygote *z) {
   if (z->pidfd < 0)
     return;
-  while (waitid(P_PIDFD, (id_t)z->pidfd, &info, WEXITED | options) < 0 && errno == EINTR)
+  sigset_t child, before;
+  sigemptyset(&child);
+  sigaddset(&child, SIGCHLD);
+  pthread_sigmask(SIG_BLOCK, &child, &before);
+  syscall(SYS_pidfd_send_signal, z->pidfd, SIGKILL, NULL, 0);
+  siginfo_t info;
+  while (waitid(P_PIDFD, (id_t)z->pidfd, &info, WEXITED) < 0 && errno == EINTR)
     continue;
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
   close(z->pidfd);
   z->pidfd = -1;
 }
@@ -152,9 +154,8 @@ static void zygote_gone(ms_zygote *z) {
 
 /* Whatever it is up to, it is not waited for long. */
 static void zygote_lost(ms_zygote *z) {
-  zygote_kill(z);
   zygote_gone(z);
-  zygote_bury(z, 0);
+  zygote_kill(z);
 }
 
 /* Requests ------------------------------------------------------------------------------------ */
@@ -352,15 +353,12 @@ static int zygote_gc(lua_State *L) {
   ms_zygote *z = check_zygote(L);
   if (!z->reactor)
     return 0;
-  bool foreign = ms_reactor_foreign(z->reactor);
   zygote_gone(z);
-  if (!foreign && z->pidfd >= 0) {
+  if (!ms_reactor_foreign(z->reactor))
     zygote_kill(z);
-    zygote_bury(z, 0);
-  } else if (z->pidfd >= 0) {
+  else if (z->pidfd >= 0)
     close(z->pidfd);
-    z->pidfd = -1;
-  }
+  z->pidfd = -1;
   ms_reactor_unref(z->reactor);
   z->reactor = NULL;
   return 0;
