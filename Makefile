@@ -67,7 +67,7 @@ FUZZ := $(patsubst fuzz/%.c,$(B)/fuzz/%,$(wildcard fuzz/*.c))
 C_FILES := $(wildcard src/*.[ch] src/agent/*.[ch] src/net/*.[ch] spec/support/*.[ch] \
   fuzz/*.[ch] bench/*.[ch] examples/embed/*.[ch])
 SCRIPTS := $(wildcard tools/install-deps tools/check-build tools/run-tests .ci/run \
-  examples/openresty/run.sh)
+  examples/openresty/run.sh share/bash-completion/moonsand)
 AGENT_OBJ := $(patsubst src/%.c,$(B)/obj/agent/%.o,$(AGENT_SRC))
 DEPFILES := $(wildcard $(B)/obj/*/*.d $(B)/obj/*/*/*.d)
 
@@ -260,6 +260,9 @@ API_jit = 5.1
 lua-dir = $(DESTDIR)$(or $(LUADIR),$(PREFIX)/share/lua/$(API_$(1)))
 lib-dir = $(DESTDIR)$(or $(LIBDIR),$(PREFIX)/lib/lua/$(API_$(1)))
 doc-dir = $(DESTDIR)$(PREFIX)/share/doc/moonsand
+tool = $(DESTDIR)$(PREFIX)/bin/moonsand
+man-page = $(DESTDIR)$(PREFIX)/share/man/man1/moonsand.1
+completion = $(DESTDIR)$(PREFIX)/share/bash-completion/completions/moonsand
 LUA_FILES := $(patsubst lua/%,%,$(shell find lua -name '*.lua' 2>/dev/null | sort))
 
 define install-variant
@@ -274,12 +277,17 @@ endef
 install: install-modules ## install under PREFIX=/usr/local (and DESTDIR=)
 	install -d '$(doc-dir)'
 	cp -R CHANGELOG.md LICENSE $(wildcard README.md doc) '$(doc-dir)/'
+	install -D -m 755 bin/moonsand '$(tool)'
+	$(if $(INC_5.4),,sed -i '1s/lua5\.4/luajit/' '$(tool)')
+	install -D -m 644 doc/moonsand.1 '$(man-page)'
+	install -D -m 644 share/bash-completion/moonsand '$(completion)'
 install-modules: all
 	$(foreach v,$(VARIANTS),$(call install-variant,$v))
 
 uninstall: ## remove what install put there (same PREFIX)
 	$(foreach v,5.4 jit,rm -rf '$(call lib-dir,$v)/moonsand' '$(call lua-dir,$v)/moonsand';)
 	rm -rf '$(doc-dir)'
+	rm -f '$(tool)' '$(man-page)' '$(completion)'
 
 clean: ## remove what was built
 	rm -rf $(B)

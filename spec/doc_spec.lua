@@ -204,6 +204,7 @@ local NOUNS = {
   { "interpreter", "Interpreter", "lua/moonsand/interpreter.lua" },
   { "task", "Task", "lua/moonsand/task.lua", hidden = { abandoned = true } },
   { "sem", "Semaphore", "lua/moonsand/task.lua" },
+  { "pool", "Pool", "lua/moonsand/pool.lua" },
   { "token", "Token", "lua/moonsand/task.lua" },
 }
 

@@ -171,11 +171,15 @@ int luaopen_moonsand_core(lua_State *L) {
   ms_reactor_open(L);
   ms_wake_open(L);
   ms_stream_open(L);
+  ms_socket_open(L);
+  ms_relay_open(L);
+  ms_lookup_open(L);
   ms_process_open(L);
   ms_sandbox_open(L);
   ms_zygote_open(L);
   ms_terminal_open(L);
   ms_file_open(L);
+  ms_source_open(L);
   ms_entry_open(L);
   ms_tree_open(L);
   return 1;

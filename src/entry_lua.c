@@ -275,10 +275,11 @@ static void set_numbers(lua_State *L, const char *field, const number *rows, siz
 }
 
 static const number calls[] = {
-    {"open", MS_CALL_OPEN},     {"stat", MS_CALL_STAT},     {"mkdir", MS_CALL_MKDIR},
-    {"remove", MS_CALL_REMOVE}, {"move", MS_CALL_MOVE},     {"chmod", MS_CALL_CHMOD},
-    {"chown", MS_CALL_CHOWN},   {"create", MS_CALL_CREATE}, {"commit", MS_CALL_COMMIT},
-    {"signal", MS_CALL_SIGNAL}, {"sample", MS_CALL_SAMPLE}, {"usage", MS_CALL_USAGE},
+    {"open", MS_CALL_OPEN},       {"stat", MS_CALL_STAT},     {"mkdir", MS_CALL_MKDIR},
+    {"remove", MS_CALL_REMOVE},   {"move", MS_CALL_MOVE},     {"chmod", MS_CALL_CHMOD},
+    {"chown", MS_CALL_CHOWN},     {"create", MS_CALL_CREATE}, {"commit", MS_CALL_COMMIT},
+    {"signal", MS_CALL_SIGNAL},   {"sample", MS_CALL_SAMPLE}, {"usage", MS_CALL_USAGE},
+    {"connect", MS_CALL_CONNECT}, {"listen", MS_CALL_LISTEN},
 };
 
 static const number flags[] = {

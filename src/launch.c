@@ -6,6 +6,7 @@
 #include "compat.h"
 #include "local.h"
 #include "moonsand.h"
+#include "source.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -119,18 +120,20 @@ void ms_zygote_forget(ms_zygote *z, ms_sandbox *s) {
   s->zygote = NULL;
 }
 
-static void zygote_kill(const ms_zygote *z) {
-  if (z->pidfd >= 0)
-    syscall(SYS_pidfd_send_signal, z->pidfd, SIGKILL, NULL, 0);
-}
-
-/* Its zombie is taken away if it is still there; a host that reaps its children did so already. */
-static void zygote_bury(ms_zygote *z, int options) {
-  siginfo_t info;
+/* Ends it and takes its zombie away, which a host that reaps its children may have done already.
+ * SIGCHLD waits meanwhile: the handler of a host such as nginx would be faster, and complain. */
+static void zygote_kill(ms_zygote *z) {
   if (z->pidfd < 0)
     return;
-  while (waitid(P_PIDFD, (id_t)z->pidfd, &info, WEXITED | options) < 0 && errno == EINTR)
+  sigset_t child, before;
+  sigemptyset(&child);
+  sigaddset(&child, SIGCHLD);
+  pthread_sigmask(SIG_BLOCK, &child, &before);
+  syscall(SYS_pidfd_send_signal, z->pidfd, SIGKILL, NULL, 0);
+  siginfo_t info;
+  while (waitid(P_PIDFD, (id_t)z->pidfd, &info, WEXITED) < 0 && errno == EINTR)
     continue;
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
   close(z->pidfd);
   z->pidfd = -1;
 }
@@ -151,9 +154,8 @@ static void zygote_gone(ms_zygote *z) {
 
 /* Whatever it is up to, it is not waited for long. */
 static void zygote_lost(ms_zygote *z) {
-  zygote_kill(z);
   zygote_gone(z);
-  zygote_bury(z, 0);
+  zygote_kill(z);
 }
 
 /* Requests ------------------------------------------------------------------------------------ */
@@ -223,7 +225,53 @@ static void put_allow(lua_State *L, int table, ms_writer *body) {
   lua_pop(L, 1);
 }
 
-/* zygote:create{ disk, inodes, hostname, allow }: a sandbox, starting; or nil, errno. */
+static uint32_t mount_count(lua_State *L, int table) {
+  lua_getfield(L, table, "mounts");
+  size_t count = lua_istable(L, -1) ? lua_rawlen(L, -1) : 0;
+  lua_pop(L, 1);
+  return (uint32_t)count;
+}
+
+/* One of `mounts`, on top of the stack: { source, flags, path, target }. 0 or a negative errno. */
+static int send_mount(lua_State *L, ms_sandbox *s) {
+  char text[3 * 4096];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  lua_getfield(L, -1, "flags");
+  ms_put_u32(&body, (uint32_t)luaL_checkinteger(L, -1));
+  lua_getfield(L, -2, "path");
+  ms_put_str(&body, luaL_checkstring(L, -1));
+  lua_getfield(L, -3, "target");
+  ms_put_str(&body, luaL_checkstring(L, -1));
+  lua_getfield(L, -4, "source");
+  int file = ms_source_duplicate(L, -1);
+  lua_pop(L, 4);
+  if (file < 0)
+    return -errno;
+  if (body.overflow) {
+    close(file);
+    return -ENAMETOOLONG;
+  }
+  return ms_sandbox_send(s, MS_MOUNT, 0, &body, &file, 1);
+}
+
+/* What the agent takes before it is ready. One that cannot be sent ends the sandbox. */
+static void send_mounts(lua_State *L, int table, ms_sandbox *s, uint32_t count) {
+  if (count == 0)
+    return;
+  lua_getfield(L, table, "mounts");
+  int error = 0;
+  for (uint32_t i = 1; i <= count && error == 0; i++) {
+    lua_rawgeti(L, -1, (int)i);
+    error = send_mount(L, s);
+    lua_pop(L, 1);
+  }
+  lua_pop(L, 1);
+  if (error < 0)
+    ms_sandbox_failed(s, -error, "files");
+}
+
+/* zygote:create{ disk, inodes, hostname, allow, mounts, sight, host_network }: a sandbox, starting;
+ * or nil, errno. `sight`: one that has to see the host's mounts first. */
 static int zygote_create(lua_State *L) {
   ms_zygote *z = check_zygote(L);
   char text[4096];
@@ -234,6 +282,12 @@ static int zygote_create(lua_State *L) {
   lua_getfield(L, 2, "hostname");
   ms_put_str(&body, luaL_checkstring(L, -1));
   put_allow(L, 2, &body);
+  uint32_t mounts = mount_count(L, 2);
+  ms_put_u32(&body, mounts);
+  lua_getfield(L, 2, "sight");
+  lua_getfield(L, 2, "host_network");
+  uint16_t flags = (uint16_t)((lua_toboolean(L, -2) ? MS_CREATE_MOUNTS : 0) |
+                              (lua_toboolean(L, -1) ? MS_CREATE_HOST_NETWORK : 0));
 
   int pair[2], error = body.overflow ? E2BIG : z->socket < 0 ? ECONNRESET : 0;
   if (!error && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
@@ -243,7 +297,7 @@ static int zygote_create(lua_State *L) {
     lua_pushinteger(L, error);
     return 2;
   }
-  ms_header header = {.type = MS_CREATE, .id = ++z->last_id};
+  ms_header header = {.type = MS_CREATE, .flags = flags, .id = ++z->last_id};
   error = ms_outbox_send(&z->outbox, z->socket, &header, body.data, body.length, &pair[1], 1);
   if (error) {
     close(pair[0]);
@@ -259,6 +313,34 @@ static int zygote_create(lua_State *L) {
   s->zygote = z;
   s->next = z->starting;
   z->starting = s;
+  send_mounts(L, 2, s, mounts);
+  return 1;
+}
+
+/* zygote:idmap(uid, gid): what will be the user namespace in which these are the sandboxes' user;
+ * or nil, errno. */
+static int zygote_idmap(lua_State *L) {
+  ms_zygote *z = check_zygote(L);
+  char text[16];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  ms_put_u32(&body, (uint32_t)luaL_checknumber(L, 2));
+  ms_put_u32(&body, (uint32_t)luaL_checknumber(L, 3));
+  int pair[2], error = z->socket < 0 ? ECONNRESET : 0;
+  if (!error && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+    error = errno;
+  if (!error) {
+    ms_header header = {.type = MS_IDMAP};
+    error = -ms_outbox_send(&z->outbox, z->socket, &header, body.data, body.length, &pair[1], 1);
+    if (error)
+      close(pair[0]);
+  }
+  if (error) {
+    lua_pushnil(L);
+    lua_pushinteger(L, error);
+    return 2;
+  }
+  zygote_watch(z);
+  ms_idmap_new(L, z->reactor, pair[0]);
   return 1;
 }
 
@@ -271,15 +353,12 @@ static int zygote_gc(lua_State *L) {
   ms_zygote *z = check_zygote(L);
   if (!z->reactor)
     return 0;
-  bool foreign = ms_reactor_foreign(z->reactor);
   zygote_gone(z);
-  if (!foreign && z->pidfd >= 0) {
+  if (!ms_reactor_foreign(z->reactor))
     zygote_kill(z);
-    zygote_bury(z, 0);
-  } else if (z->pidfd >= 0) {
+  else if (z->pidfd >= 0)
     close(z->pidfd);
-    z->pidfd = -1;
-  }
+  z->pidfd = -1;
   ms_reactor_unref(z->reactor);
   z->reactor = NULL;
   return 0;
@@ -304,6 +383,7 @@ static int zygote_new(lua_State *L) {
 
 static const luaL_Reg methods[] = {
     {"create", zygote_create},
+    {"idmap", zygote_idmap},
     {"alive", zygote_alive},
     {"close", zygote_gc},
     {NULL, NULL},

@@ -4,9 +4,11 @@
 #include "file.h"
 #include "local.h"
 #include "moonsand.h"
+#include "socket.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -257,9 +259,13 @@ int ms_sandbox_push_unusable(lua_State *L, const ms_sandbox *s) {
   return 3;
 }
 
-/* sandbox:state(): its name; for "failed" also an errno and the stage. */
+/* sandbox:state(): its name; for "failed" also an errno and the stage. The kernel is asked whether
+ * a ready one lives: nobody may have stepped the reactor since it died. */
 static int sandbox_state(lua_State *L) {
-  const ms_sandbox *s = check_sandbox(L);
+  ms_sandbox *s = check_sandbox(L);
+  struct pollfd life = {.fd = s->pidfd, .events = POLLIN};
+  if (s->state == MS_SANDBOX_READY && !ms_reactor_foreign(s->reactor) && poll(&life, 1, 0) > 0)
+    pidfd_ready(&s->pidfd_source, EPOLLIN);
   lua_pushstring(L, state_names[s->state]);
   lua_pushinteger(L, s->error);
   lua_pushstring(L, s->stage);
@@ -313,10 +319,13 @@ static int sandbox_call(lua_State *L) {
   return 1;
 }
 
-/* sandbox:take(id): nothing while it is under way; then, once, errno (0: success), body, file. */
+/* sandbox:take(id, kind): nothing while it is under way; then, once, errno (0: success), body, and
+ * what came along: a file, or the "connection" or "listener" that the caller asked for. */
 static int sandbox_take(lua_State *L) {
+  static const char *const kinds[] = {"file", "connection", "listener", NULL};
   ms_sandbox *s = check_sandbox(L);
   ms_pending **at = find_pending(s, (uint32_t)luaL_checkinteger(L, 2)), *p = *at;
+  int kind = luaL_checkoption(L, 3, "file", kinds);
   if (!p)
     return luaL_error(L, "no such call");
   if (!p->answered)
@@ -326,7 +335,10 @@ static int sandbox_take(lua_State *L) {
   if (p->fd >= 0) {
     int fd = p->fd;
     p->fd = -1;
-    ms_file_new(L, fd);
+    if (kind == 0)
+      ms_file_new(L, fd);
+    else
+      ms_socket_adopt(L, s->reactor, fd, kind == 2);
   } else {
     lua_pushnil(L);
   }

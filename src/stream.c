@@ -8,12 +8,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -57,6 +60,14 @@ void ms_stream_close(ms_stream *s) {
   ms_buffer_free(&s->out);
 }
 
+int ms_stream_detach(ms_stream *s) {
+  int fd = s->fd;
+  if (fd >= 0)
+    ms_source_watch(s->reactor, &s->source, 0);
+  s->fd = s->source.fd = -1;
+  return fd;
+}
+
 /* Reading ------------------------------------------------------------------------------------- */
 
 /* A program that keeps a pipe full deserves a larger one. The kernel refuses when the user has too
@@ -70,19 +81,23 @@ static void adapt_pipe(ms_stream *s, ssize_t count) {
 static void read_ended(ms_stream *s, int error) {
   s->eof = error == 0;
   s->error = error;
+  if (s->duplex && error == 0 && !s->shut)
+    return; /* the other direction goes on */
   if (s->out.length == 0 && !s->wants_write && !s->hangs_up)
     ms_stream_close(s);
 }
 
-/* One read into `run`; the count, 0 when there is nothing (more) now. */
+/* One read into `run`; the count, 0 when there is nothing (more) now. Whether a socket blocks is
+ * its maker's to change at any time, who may be in a sandbox: hence MSG_DONTWAIT. */
 static size_t read_some(ms_stream *s, char *run, size_t room) {
   ssize_t count;
   do
-    count = read(s->fd, run, room);
+    count = s->socket ? recv(s->fd, run, room, MSG_DONTWAIT) : read(s->fd, run, room);
   while (count < 0 && errno == EINTR);
   if (count > 0) {
     s->received += (uint64_t)count;
-    adapt_pipe(s, count);
+    if (!s->duplex)
+      adapt_pipe(s, count);
     return (size_t)count;
   }
   if (count == 0 || (errno != EAGAIN && errno != EWOULDBLOCK))
@@ -169,7 +184,8 @@ static ssize_t write_quietly(int fd, const char *bytes, size_t count) {
 static ssize_t stream_write(ms_stream *s, const char *bytes, size_t count) {
   if (s->broken || s->fd < 0)
     return -EPIPE;
-  ssize_t written = write_quietly(s->fd, bytes, count);
+  ssize_t written = s->duplex ? send(s->fd, bytes, count, MSG_DONTWAIT | MSG_NOSIGNAL)
+                              : write_quietly(s->fd, bytes, count);
   if (written > 0 && s->terminal)
     s->midline = !memchr("\n\r\4", bytes[written - 1], 3);
   if (written >= 0)
@@ -204,7 +220,8 @@ static void write_ended(ms_stream *s) {
     return;
   s->feeding = false;
   ms_buffer_free(&s->out);
-  if (!s->reading)
+  s->shut = true;
+  if (!s->reading || s->eof)
     ms_stream_close(s);
   else if (s->fd >= 0)
     shutdown(s->fd, SHUT_WR);
@@ -410,6 +427,32 @@ static int stream_write_lua(lua_State *L) {
     lua_pushliteral(L, "again");
   } else {
     lua_pushinteger(L, (lua_Integer)-written);
+  }
+  return 2;
+}
+
+/* stream:connected(): true once the connection stands; until then nil, and "again" or an errno. */
+static int stream_connected(lua_State *L) {
+  ms_stream *s = check_stream(L);
+  struct pollfd room = {.fd = s->fd, .events = POLLOUT};
+  int error = s->error;
+  if (!error && s->fd < 0)
+    error = EBADF;
+  if (!error && poll(&room, 1, 0) > 0) {
+    socklen_t size = sizeof error;
+    getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    if (!error) {
+      lua_pushboolean(L, 1);
+      return 1;
+    }
+  }
+  lua_pushnil(L);
+  if (error) {
+    lua_pushinteger(L, error);
+  } else {
+    s->wants_write = true;
+    update_interest(s);
+    lua_pushliteral(L, "again");
   }
   return 2;
 }
@@ -628,6 +671,7 @@ static const luaL_Reg methods[] = {
     {"release", stream_release},
     {"peek", stream_peek},
     {"resize", stream_resize},
+    {"connected", stream_connected},
     {NULL, NULL},
 };
 
@@ -654,6 +698,50 @@ ms_stream *ms_stream_new(lua_State *L, ms_reactor *r, int fd, bool reading, size
   return s;
 }
 
+ms_stream *ms_stream_new_socket(lua_State *L, ms_reactor *r, int fd) {
+  ms_stream *s = ms_stream_new(L, r, fd, true, 0, true);
+  s->socket = s->duplex = true;
+  s->mode = MS_READ;
+  s->idle = false;
+  update_interest(s);
+  return s;
+}
+
+/* What a descriptor of the host's refers to, opened anew: O_NONBLOCK on the old one would be one
+ * for everybody who has it. A socket cannot be, and is never set to anything. */
+static int open_input(int fd, bool *socket) {
+  struct stat about;
+  char path[32];
+  if (fstat(fd, &about) < 0)
+    return -errno;
+  *socket = S_ISSOCK(about.st_mode);
+  if (!*socket && !S_ISFIFO(about.st_mode) && !isatty(fd))
+    return -EPERM; /* never not ready, which epoll does not take */
+  snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+  int opened = *socket ? fcntl(fd, F_DUPFD_CLOEXEC, 3)
+                       : open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  return opened < 0 ? -errno : opened;
+}
+
+/* core.input(reactor, fd): a stream of what comes from a pipe, a terminal or a socket of the
+ * host's; or nil, errno, where there is nothing to wait for, as with a file. */
+static int core_input(lua_State *L) {
+  ms_reactor *r = ms_reactor_check(L, 1);
+  bool socket = false;
+  int fd = open_input((int)luaL_checkinteger(L, 2), &socket);
+  if (fd < 0) {
+    lua_pushnil(L);
+    lua_pushinteger(L, -fd);
+    return 2;
+  }
+  ms_stream *s = ms_stream_new(L, r, fd, true, 0, true);
+  s->socket = socket;
+  s->mode = MS_READ;
+  return 1;
+}
+
 void ms_stream_open(lua_State *L) {
+  lua_pushcfunction(L, core_input);
+  lua_setfield(L, -2, "input"); /* core.input = core_input */
   ms_newtype(L, MS_STREAM_TYPE, methods, metamethods);
 }

@@ -32,6 +32,9 @@ typedef struct ms_stream {
   int full_reads;   /* in a row that found the pipe full */
   bool idle;        /* not served yet */
   bool reading;     /* this end can be read */
+  bool socket;      /* others may read it too, in blocking mode */
+  bool duplex;      /* and it is written: each direction has an end of its own */
+  bool shut;        /* nothing more is written */
   bool eof;
   int error; /* errno of a failed read */
 
@@ -51,6 +54,10 @@ ms_stream *ms_stream_new(lua_State *L, ms_reactor *r, int fd, bool reading, size
 /* Reads all there is now, without waiting; at most about a pipe's worth. Wakes nobody. */
 void ms_stream_drain(ms_stream *s);
 void ms_stream_close(ms_stream *s);
+/* A stream over a connected socket (or one about to be), to read and to write; takes fd over. */
+ms_stream *ms_stream_new_socket(lua_State *L, ms_reactor *r, int fd);
+/* Gives the descriptor away (-1: it had none); what was read ahead stays in `in`. */
+int ms_stream_detach(ms_stream *s);
 void ms_stream_open(lua_State *L);
 
 #endif

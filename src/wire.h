@@ -45,7 +45,23 @@ typedef enum ms_type {
   MS_CALL,
   /* agent -> host: i32 errno, then what the call gives. Perhaps a file. */
   MS_RETURN,
+
+  /* host -> zygote: u32 uid, u32 gid. File: a socket, which is answered with a user namespace that
+   * shows these as the sandboxes' one user, or with an i32 errno. */
+  MS_IDMAP,
+  /* host -> agent, before MS_READY, as many as MS_CREATE said: u32 flags, str source, str target.
+   * File: the source (O_PATH), or a detached tree. */
+  MS_MOUNT,
 } ms_type;
+
+#define MS_CREATE_MOUNTS 2u       /* header flag of MS_CREATE: needs sight of the host's mounts */
+#define MS_CREATE_HOST_NETWORK 4u /* and: no network namespace of its own */
+
+#define MS_MOUNT_READ_ONLY 1u
+#define MS_MOUNT_COPY 2u     /* what is written goes to a copy */
+#define MS_MOUNT_DETACHED 4u /* cloned by the host already */
+#define MS_MOUNT_DIRECTORY 8u
+#define MS_MOUNT_ROOT 16u /* it is to be "/"; with MS_MOUNT_COPY it can be written */
 
 #define MS_IN_FILE 1u /* header flag: the body is in the last file passed along, a memfd */
 #define MS_LONG_MAX ((size_t)8 * 1024 * 1024) /* such a body's most */
@@ -84,10 +100,14 @@ typedef enum ms_call {
   MS_CALL_SIGNAL,   /* a: pid, flags: the signal, b: 1 for all below it too. Path: "/" */
   MS_CALL_SAMPLE,   /* a: pid; path "/". -> ms_proc */
   MS_CALL_USAGE,    /* path "/". -> as in agent/ps.h */
+  MS_CALL_CONNECT, /* a: port on the sandbox's loopback; flags: MS_NET_IPV6. -> socket, connected or
+                    * about to be */
+  MS_CALL_LISTEN,  /* the same, 0: any port. -> u32 port; listening socket */
   MS_CALL_LAST,
 } ms_call;
 
 #define MS_CREATE_NAMELESS 1u
+#define MS_NET_IPV6 1u
 
 /* What was found where a file was to be opened. Only with MS_OPENED_FILE a file comes along, and it
  * is a regular one: reading or writing it can neither block nor have effects. A directory is the

@@ -76,6 +76,11 @@ local OLD_KERNEL = {
   cause = "this kernel is older than 5.14",
   fix = "a kernel of 5.14 or later",
 }
+local NO_SCOPE = {
+  cause = "this kernel cannot keep abstract unix sockets of the host from a sandbox in its network "
+    .. "(Landlock of Linux 6.12)",
+  fix = "a kernel of 6.12 or later with Landlock, or network = { allow = { … } }, which needs neither",
+}
 local OTHER_BUILD = {
   cause = "the helper program is of another version than the module",
   fix = "install both from one build: make install",
@@ -127,6 +132,8 @@ function M.explain(stage, errno, path)
     return helper_failed(errno, path)
   elseif stage == "clone" then
     return clone_refused(errno)
+  elseif stage == "abstract sockets" then
+    return NO_SCOPE
   elseif stage == "version" then
     return OTHER_BUILD
   elseif stage == "proc" and errno == e.EPERM then

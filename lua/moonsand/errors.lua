@@ -39,6 +39,13 @@ local names = {
   ENFILE = "unavailable",
   ENOMEM = "unavailable",
   EPROTO = "protocol",
+  EADDRINUSE = "busy",
+  EADDRNOTAVAIL = "invalid",
+  ECONNREFUSED = "connection",
+  EHOSTUNREACH = "connection",
+  ENETUNREACH = "connection",
+  ETIMEDOUT = "connection",
+  ECONNRESET = "lost",
 }
 
 local codes = {}

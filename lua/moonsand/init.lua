@@ -275,6 +275,20 @@ function M.with(opts, fn, ...)
   return close_and_pass(box, loop.guard(close, box), pcall(fn, box, ...))
 end
 
+--- Sandboxes that are there before they are needed: see pool.lua.
+---@param opts? moonsand.PoolOptions
+---@return moonsand.Pool? pool, string? message, string? code, table? detail
+function M.pool(opts)
+  local pools = require "moonsand.pool"
+  opts = options.check("moonsand.pool", opts, pools.options)
+  local provider, message, code, detail =
+    prepare("moonsand.pool: create", opts.create, 2, HANDLE, CREATE)
+  if not provider then
+    return nil, message, code, detail
+  end
+  return errors.outcome(pools.new(opts, M.create))
+end
+
 --- What works on this machine and what does not, each with cause and cure.
 ---@return { ok: boolean, [integer]: moonsand.Finding }
 function M.doctor()

@@ -26,6 +26,8 @@
 ---   host.wake(waiter)  `waiter.woken` has become true; called once. Runs nothing: it sees to it
 ---                      that `park` returns soon (a queue, vim.schedule, sem:post).
 ---   host.spawn(fn)     runs fn, which never raises, in a new coroutine; soon, or at once.
+---   host.background(fn)  the same for what must outlive whoever asks for it (optional): in nginx a
+---                      request's own coroutines end with the request.
 ---   host.run()         runs what was woken; true when there was anything (optional).
 ---   host.pending()     whether `run` would find anything (with `run`).
 ---   host.current()     the coroutine that it resumed last, still on the stack (optional).
@@ -187,6 +189,13 @@ end
 ---@param fn fun()
 function M.spawn(fn)
   M.host().spawn(fn)
+end
+
+--- The same for what nobody in particular asked for, and nobody's end may end.
+---@param fn fun()
+function M.background(fn)
+  local host = M.host();
+  (host.background or host.spawn)(fn)
 end
 
 --- The same for finalizers, which may come in the middle of anything: nothing happens but in the
@@ -490,6 +499,16 @@ function M.at(at, fn)
       unregister(id, waiter)
     end
   end
+end
+
+--- Calls fn, which must neither wait nor raise, once: when a C waitable has something, or is gone.
+--- Holds neither. For the library's own use.
+---@param waitable table|userdata
+---@param fn fun()
+function M.watch(waitable, fn)
+  local id = waitable:id()
+  register(id, { call = fn })
+  waitable:arm()
 end
 
 -- ---------------------------------------------------------------- waiting

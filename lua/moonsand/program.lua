@@ -260,8 +260,14 @@ local function is_heard(opts, name)
   return opts["on_" .. name] ~= nil or opts.on_line ~= nil
 end
 
+--- Whether what comes from a stream goes on at once: "inherit", or a function.
+local function is_passed_on(sink)
+  return sink == "inherit" or sink ~= nil and type(sink) ~= "string"
+end
+
 local function has_callbacks(opts)
   return is_heard(opts, "stdout") or is_heard(opts, "stderr") or opts.on_exit ~= nil
+    or is_passed_on(opts.stdout) or is_passed_on(opts.stderr)
 end
 
 --- The same, as a provider wants it. That of a call which sets nothing is made once.

@@ -42,6 +42,10 @@ local elsewhere = {
   session = "moonsand.session",
   terminal = "moonsand.terminal",
   interpreter = "moonsand.interpreter",
+  dial = "moonsand.network",
+  wait_port = "moonsand.network",
+  forward = "moonsand.network",
+  network_log = "moonsand.network",
 }
 
 --- Sugar like `box:python(code)` comes from the languages table.
@@ -425,10 +429,15 @@ end
 
 -- ---------------------------------------------------------------- the end
 
---- Who runs code in an interpreter of it gets `closed`.
-local function close_interpreters(core)
+--- From now on it is closed: who runs code in an interpreter of it gets `closed`, and a pool that
+--- it came from hears of it.
+local function mark_closed(core)
   for interpreter in pairs(core.interpreters) do
     interpreter:close()
+  end
+  core.closed = true
+  if core.lease then
+    core.lease:end_now()
   end
 end
 
@@ -436,8 +445,7 @@ end
 function Sandbox:close()
   local core = self.core
   if not core.closed then
-    close_interpreters(core)
-    core.closed = true
+    mark_closed(core)
     core.driver:close()
   end
 end
@@ -449,8 +457,7 @@ Sandbox.__close = Sandbox.close
 ---@return true|nil ok, string? message, string? code, table? detail
 function Sandbox:destroy(opts)
   opts = options.check("box:destroy", opts, WAIT)
-  close_interpreters(self.core)
-  self.core.closed = true
+  mark_closed(self.core)
   local ok, message, code, detail = self.core.driver:destroy(loop.limits(opts))
   if not ok then
     return fail(self, message, code, detail)
@@ -476,6 +483,7 @@ function M.new(provider, driver, fields, defaults)
     interpreters = setmetatable({}, { __mode = "k" }), -- that are open
     created_at = os.time(),
     metadata = fields.metadata,
+    lease = nil, -- of a pool, see pool.lua
   }
   local home = driver.cwd or "/"
   defaults.cwd = paths.join(home, defaults.cwd or home)

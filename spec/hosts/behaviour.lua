@@ -513,6 +513,30 @@ end)
 
 -- ---------------------------------------------------------------- where waits are
 
+check("pool: fills by itself, lends once, makes those wait who come late", function(moonsand, spawn)
+  local pool = moonsand.pool { size = 1, max = 1 }
+  eventually(moonsand, "a warm sandbox", function()
+    return pool:stats().warm == 1
+  end)
+  local box = assert(pool:acquire(0))
+  local second
+  spawn(function()
+    second = pool:with(function(other)
+      return assert(other:exec("echo " .. (other.id == box.id and "same" or "new"))).stdout
+    end)
+  end)
+  eventually(moonsand, "one who waits", function()
+    return pool:stats().waiting == 1
+  end)
+  box:close()
+  eventually(moonsand, "the second", function()
+    return second
+  end)
+  eq("new\n", second, "sandbox")
+  pool:close()
+  eq(0, pool:stats().used, "used")
+end)
+
 boxed("waits: pass through a wrapped generator", function(box, moonsand)
   local function numbers(n)
     return moonsand.wrap(function()
@@ -555,6 +579,33 @@ boxed("waits: refused inside table.sort, and nothing is broken then", function(b
   for _ = 1, 5 do
     eq("on\n", assert(box:exec("echo on")).stdout)
   end
+end)
+
+-- ---------------------------------------------------------------- the network
+
+boxed("network: a forward, and the proxy of another sandbox that leads there", function(box, moonsand)
+  assert(box:start { "/usr/bin/python3", "-m", "http.server", "8000", "-d", "/etc" })
+  eq(true, assert(box:wait_port(8000, 20)))
+  local forward = assert(box:forward(8000))
+  local network = {
+    allow = { "ok.test:" .. forward.port, "127.0.0.1:" .. forward.port },
+    resolve = function()
+      moonsand.sleep(0.01) -- it may wait
+      return { "127.0.0.1" }
+    end,
+  }
+  moonsand.with({ network = network }, function(inside)
+    local url = ("http://ok.test:%d/hosts"):format(forward.port)
+    has(assert(inside:exec("curl -sS " .. url, 20)).stdout, "127.0.0.1 localhost")
+    has(assert(inside:exec("curl -sSp " .. url, 20)).stdout, "127.0.0.1 localhost")
+    has(assert(inside:exec("curl -sS http://evil.test/", 20)).stdout, "not allowed by any rule")
+    eq(3, #inside:network_log(), "attempts")
+    local s = assert(inside:dial(3128, 10))
+    assert(s:write("CONNECT evil.test:443 HTTP/1.1\r\n\r\n", 10))
+    has(s:read("a", 10), "403 Forbidden")
+    s:close()
+  end)
+  forward:close()
 end)
 
 -- ---------------------------------------------------------------- running them

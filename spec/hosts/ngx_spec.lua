@@ -433,6 +433,29 @@ describe("moonsand in nginx", function()
       server:run [[app.box:close(); app.box = nil]]
     end)
 
+    it("gives back its place in a pool: who used one, who waited, who made one", function()
+      server:run [[app.pool = moonsand.pool { size = 0, max = 1 }]]
+      local using = server:begin([[app.pool:with(function(box) box:exec("sleep 7007") end)]], nil,
+        "--max-time 1")
+      await_sleepers("7007", 1)
+      server:begin([[app.pool:acquire()]], nil, "--max-time 0.3")()
+      using()
+      assert.equal("on\n\n0\n", server:run [[
+        local said = app.pool:with(function(box) return moonsand.assert(box:exec("echo on")).stdout end)
+        return said, app.pool:stats().waiting]])
+      await_sleepers("7007", 0)
+      server:run [[app.pool:close(); app.pool = nil]]
+    end)
+
+    it("does not end what a pool makes in the background", function()
+      server:begin([[app.pool = moonsand.pool { size = 2, max = 2 }; moonsand.sleep(100)]], nil,
+        "--max-time 0.5")()
+      assert.equal("2\n", server:run [[
+        while app.pool:stats().warm < 2 do moonsand.sleep(0.01) end
+        return app.pool:stats().warm]])
+      server:run [[app.pool:close(); app.pool = nil]]
+    end)
+
     it("ends its tasks for those who wait for them elsewhere", function()
       local owner = server:begin([[
         app.task = moonsand.task(function() moonsand.sleep(100) end)

@@ -4,10 +4,14 @@
  *   main.c     the zygote: its socket, forking sandboxes, dying with the host
  *   setup.c    what a fresh fork does to become a sandbox: mounts, limits, privileges
  *   root.c     the root file system inside
+ *   image.c    the same out of another root file system
+ *   mounts.c   what is mounted there of the host's
  *   filter.c   the system call filter
+ *   setid.c    another, for those that write into directories of the host
  *   loop.c     the agent's life: requests in, exits out, timers
  *   exec.c     programs: starting, tagging, reaping, killing trees
  *   files.c    the file calls, answered at once
+ *   net.c      sockets on the sandbox's loopback, for the host
  *   paths.c    how both find files: absolute paths, no magic links, names in directories held open
  *   worker.c   the file calls that walk trees: a fork of the agent, output on a pipe; worker_*.c
  *              are the programs, glob.c matches names
@@ -40,6 +44,7 @@ typedef struct ms_config {
   const char *hostname;
   uint32_t allow_count; /* then as many strings: system calls to allow again */
   const char *allow[MS_ALLOW_MAX];
+  uint32_t mounts; /* so many MS_MOUNTs follow on the agent's own socket */
 } ms_config;
 
 /* Limits of one exec, as rlimits of each of its processes. MS_UNLIMITED leaves one alone. */
@@ -69,9 +74,13 @@ typedef struct ms_exec {
 } ms_exec;
 
 /* setup.c: the life of a fork in new namespaces. Sets itself up, waits for the MS_CREATE that makes
- * it somebody's, and goes on as the agent. `message` is memory to receive into. */
+ * it somebody's, and goes on as the agent. What `flags` says is wanted of it (as of MS_CREATE) is
+ * made only when it is told: a spare is made with none. `message` is memory to receive into. */
 _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid,
-                               ms_message *message);
+                               uint16_t flags, ms_message *message);
+/* setup.c: the life of a fork in a new user namespace: shows `shown` as who runs the sandboxes, and
+ * sends the namespace. */
+_Noreturn void ms_idmap_main(int socket, uid_t shown, gid_t shown_gid, uid_t uid, gid_t gid);
 
 /* loop.c: serves until the host is gone or the socket is closed. */
 _Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret, ms_message *message);
@@ -92,6 +101,12 @@ uint64_t ms_exec_deadline(void);
  * `file` (-1: none) holds what came along with the call, and afterwards what goes to the host: a
  * regular file. Both are the caller's to close. */
 int ms_files_call(ms_reader *body, ms_writer *reply, int *file);
+
+/* net.c: keeps a sandbox in the host's network from abstract unix sockets that are not its own. 0,
+ * or -1 and errno where the kernel cannot. */
+int ms_net_scope(void);
+/* MS_CALL_CONNECT and MS_CALL_LISTEN. 0 or a negative errno; `file` then is a socket. */
+int ms_net_call(uint32_t op, uint32_t flags, uint64_t port, ms_writer *reply, int *file);
 
 /* worker.c: the built-in programs, run in a fork of the agent with its own stdio; returns the exit
  * status. argv[0] is the name. */

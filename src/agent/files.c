@@ -322,6 +322,8 @@ int ms_files_call(ms_reader *body, ms_writer *reply, int *file) {
   *file = -1;
   if (!ms_get_end(body))
     return -EPROTO;
+  if (c.op == MS_CALL_CONNECT || c.op == MS_CALL_LISTEN)
+    return ms_net_call(c.op, c.flags, c.a, reply, file);
   if (c.path[0] != '/' && !(c.op == MS_CALL_COMMIT && c.path[0] == '\0'))
     return -EINVAL;
   switch (c.op) {

@@ -126,10 +126,10 @@ static void forget_child(zygote *z, pid_t pid) {
     }
 }
 
-static void drop_spare(zygote *z) {
-  close(z->spare.pidfd);
-  close(z->spare.socket);
-  z->spare.pid = 0;
+static void drop_spare(spare *s) {
+  close(s->pidfd);
+  close(s->socket);
+  s->pid = 0;
 }
 
 static void zygote_reap(zygote *z) {
@@ -139,7 +139,7 @@ static void zygote_reap(zygote *z) {
   pid_t pid;
   while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
     if (pid == z->spare.pid)
-      drop_spare(z);
+      drop_spare(&z->spare);
     forget_child(z, pid);
   }
 }
@@ -164,26 +164,28 @@ static bool make_room(zygote *z) {
   return true;
 }
 
-static pid_t clone_sandbox(int *pidfd) {
-  unsigned long flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC |
-                        CLONE_NEWUTS | CLONE_NEWCGROUP | CLONE_PIDFD | SIGCHLD;
+static pid_t clone_sandbox(int *pidfd, uint16_t wanted) {
+  unsigned long flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS |
+                        CLONE_NEWCGROUP | CLONE_PIDFD | SIGCHLD;
+  if (!(wanted & MS_CREATE_HOST_NETWORK))
+    flags |= CLONE_NEWNET;
   return (pid_t)syscall(SYS_clone, flags, NULL, pidfd, NULL, NULL);
 }
 
-/* 0 or a positive errno. */
-static int make_spare(zygote *z) {
+/* `flags`: what is wanted of it, as of MS_CREATE. 0 or a positive errno. */
+static int make_spare(zygote *z, spare *made, uint16_t flags) {
   int pair[2];
   if (!make_room(z))
     return ENOMEM;
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
     return errno;
   int pidfd = -1;
-  pid_t pid = clone_sandbox(&pidfd);
+  pid_t pid = clone_sandbox(&pidfd, flags);
   if (pid == 0) {
     close(z->signals);
     close(HOST_SOCKET);
     close(pair[0]);
-    ms_sandbox_main(pair[1], HOST_PIDFD, z->uid, z->gid, &request);
+    ms_sandbox_main(pair[1], HOST_PIDFD, z->uid, z->gid, flags, &request);
   }
   int error = errno;
   close(pair[1]);
@@ -192,23 +194,23 @@ static int make_spare(zygote *z) {
     return error;
   }
   z->children[z->count++] = pid;
-  z->spare = (spare){.pid = pid, .pidfd = pidfd, .socket = pair[0]};
+  *made = (spare){.pid = pid, .pidfd = pidfd, .socket = pair[0]};
   return 0;
 }
 
 /* Forwards what the host wants to the spare, or to a fresh one when that has died. 0 or a positive
  * errno. */
-static int hand_over(zygote *z) {
+static int hand_over(zygote *z, spare *to, uint16_t flags) {
   const ms_reader *body = &request.body;
   for (int attempt = 0; attempt < 2; attempt++) {
-    int error = z->spare.pid ? 0 : make_spare(z);
+    int error = to->pid ? 0 : make_spare(z, to, flags);
     if (error)
       return error;
-    int sent = ms_send(z->spare.socket, &request.header, body->data, body->length, request.fds,
+    int sent = ms_send(to->socket, &request.header, body->data, body->length, request.fds,
                        request.fd_count);
     if (sent == 0)
       return 0;
-    drop_spare(z);
+    drop_spare(to);
   }
   return ECONNRESET;
 }
@@ -225,23 +227,43 @@ static void answer(int error, pid_t pid, int pidfd) {
     poll(&room, 1, -1);
 }
 
+/* The spare is as most are wanted; what is wanted otherwise is made for it. */
 static void zygote_create(zygote *z) {
-  int error = hand_over(z);
+  uint16_t flags = request.header.flags & (MS_CREATE_MOUNTS | MS_CREATE_HOST_NETWORK);
+  spare fresh = {0};
+  spare *to = flags ? &fresh : &z->spare;
+  int error = hand_over(z, to, flags);
   if (error) {
     answer(error, 0, -1);
     return;
   }
-  answer(0, z->spare.pid, z->spare.pidfd);
-  drop_spare(z); /* it is a sandbox now */
+  answer(0, to->pid, to->pidfd);
+  drop_spare(to); /* it is a sandbox now */
   ms_close_fds(&request);
-  make_spare(z); /* should that fail, the next request tells */
+  if (!z->spare.pid)
+    make_spare(z, &z->spare, 0); /* should that fail, the next request tells */
+}
+
+/* A user namespace for mounts of the host's: needs no right but to be who the sandboxes are. */
+static void zygote_idmap(const zygote *z) {
+  uid_t shown = ms_get_u32(&request.body);
+  gid_t shown_gid = ms_get_u32(&request.body);
+  if (!ms_get_end(&request.body) || request.fd_count != 1)
+    return;
+  pid_t pid = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, NULL, NULL, NULL, NULL);
+  if (pid == 0)
+    ms_idmap_main(request.fds[0], shown, shown_gid, z->uid, z->gid);
+  if (pid < 0) {
+    uint32_t error = (uint32_t)errno;
+    ms_send(request.fds[0], &(ms_header){.type = MS_IDMAP}, &error, sizeof error, NULL, 0);
+  }
 }
 
 int main(void) {
   zygote z = {0};
   if (zygote_prepare(&z) < 0)
     return 1;
-  make_spare(&z);
+  make_spare(&z, &z.spare, 0);
   struct pollfd events[] = {{.fd = HOST_SOCKET, .events = POLLIN},
                             {.fd = z.signals, .events = POLLIN},
                             {.fd = HOST_PIDFD, .events = POLLIN}};
@@ -261,6 +283,8 @@ int main(void) {
       zygote_end(&z);
     if (request.header.type == MS_CREATE)
       zygote_create(&z);
+    if (request.header.type == MS_IDMAP)
+      zygote_idmap(&z);
     ms_close_fds(&request);
   }
 }

@@ -86,7 +86,7 @@ static const char *const hidden_proc[] = {"/proc/keys", "/proc/key-users"};
 
 /* Mounts -------------------------------------------------------------------------------------- */
 
-static int clone_tree(const char *path, uint64_t attributes, bool recursive) {
+int ms_tree_clone(const char *path, uint64_t attributes, bool recursive) {
   unsigned deep = recursive ? AT_RECURSIVE : 0;
   int tree =
       (int)syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | deep);
@@ -103,7 +103,7 @@ static int clone_tree(const char *path, uint64_t attributes, bool recursive) {
 }
 
 /* Mounts a clone at a path below the working directory and closes it. */
-static int place_tree(int tree, const char *path) {
+int ms_tree_place(int tree, const char *path) {
   int placed = (int)syscall(SYS_move_mount, tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH);
   int error = errno;
   close(tree);
@@ -118,7 +118,7 @@ static int clone_pieces(piece *pieces) {
     uint64_t attributes = p->kind == DEVICE
                               ? MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
                               : MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
-    p->tree = clone_tree(p->path, attributes, p->kind == DIRECTORY);
+    p->tree = ms_tree_clone(p->path, attributes, p->kind == DIRECTORY);
     if (p->tree < 0 && errno != ENOENT)
       return -1;
   }
@@ -137,7 +137,7 @@ static int place_pieces(const piece *pieces) {
     } else if (ms_write_text(inside, "", O_CREAT | O_EXCL) < 0) {
       return -1;
     }
-    if (place_tree(p->tree, inside) < 0)
+    if (ms_tree_place(p->tree, inside) < 0)
       return -1;
   }
   return 0;
@@ -152,7 +152,7 @@ static int place_links(char targets[][256], const int *trees) {
       if (symlink(targets[i], path) < 0)
         return -1;
     } else if (trees[i] >= 0) {
-      if (mkdir(path, 0755) < 0 || place_tree(trees[i], path) < 0)
+      if (mkdir(path, 0755) < 0 || ms_tree_place(trees[i], path) < 0)
         return -1;
     }
   }
@@ -167,7 +167,8 @@ static int read_links(char targets[][256], int *trees) {
     targets[i][length > 0 ? length : 0] = '\0';
     trees[i] = -1;
     if (length < 0 && errno == EINVAL && !strchr(host_links[i], '/')) {
-      trees[i] = clone_tree(path, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, true);
+      trees[i] =
+          ms_tree_clone(path, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, true);
       if (trees[i] < 0)
         return -1;
     }
@@ -190,16 +191,16 @@ static int fill_root(void) {
 
 int ms_root_shut_proc(void) {
   for (size_t i = 0; i < sizeof read_only_proc / sizeof *read_only_proc; i++) {
-    int tree = clone_tree(read_only_proc[i],
-                          MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, false);
+    int tree = ms_tree_clone(read_only_proc[i],
+                             MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, false);
     if (tree < 0 && errno == ENOENT)
       continue;
-    if (tree < 0 || place_tree(tree, read_only_proc[i]) < 0)
+    if (tree < 0 || ms_tree_place(tree, read_only_proc[i]) < 0)
       return -1;
   }
   for (size_t i = 0; i < sizeof hidden_proc / sizeof *hidden_proc; i++) {
-    int tree = clone_tree("/dev/null", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, false);
-    if (tree < 0 || (place_tree(tree, hidden_proc[i]) < 0 && errno != ENOENT))
+    int tree = ms_tree_clone("/dev/null", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC, false);
+    if (tree < 0 || (ms_tree_place(tree, hidden_proc[i]) < 0 && errno != ENOENT))
       return -1;
   }
   return 0;
@@ -234,9 +235,9 @@ int ms_root_build(const char **stage) {
   return 0;
 }
 
-int ms_root_limit(uint64_t size, uint64_t inodes) {
+int ms_root_limit(const char *at, uint64_t size, uint64_t inodes) {
   char text[96];
   snprintf(text, sizeof text, "size=%llu,nr_inodes=%llu", (unsigned long long)size,
            (unsigned long long)inodes);
-  return mount(NULL, "/", NULL, MS_REMOUNT | PLAIN, text);
+  return mount(NULL, at, NULL, MS_REMOUNT | PLAIN, text);
 }

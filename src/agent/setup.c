@@ -3,7 +3,9 @@
  * it, drop every privilege and filter system calls. */
 #include "agent.h"
 #include "filter.h"
+#include "mounts.h"
 #include "root.h"
+#include "setid.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,6 +16,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -31,14 +34,15 @@ int ms_write_text(const char *path, const char *text, int flags) {
   return written < 0 ? -1 : 0;
 }
 
-static int map_user(uid_t uid, gid_t gid) {
+/* The one user and group of a namespace, and who they are outside. */
+static int map_user(uid_t inside, gid_t inside_gid, uid_t uid, gid_t gid) {
   char map[64];
   if (ms_write_text("/proc/self/setgroups", "deny", 0) < 0)
     return -1;
-  snprintf(map, sizeof map, "%d %u 1", MS_UID, (unsigned)uid);
+  snprintf(map, sizeof map, "%u %u 1", (unsigned)inside, (unsigned)uid);
   if (ms_write_text("/proc/self/uid_map", map, 0) < 0)
     return -1;
-  snprintf(map, sizeof map, "%d %u 1", MS_GID, (unsigned)gid);
+  snprintf(map, sizeof map, "%u %u 1", (unsigned)inside_gid, (unsigned)gid);
   return ms_write_text("/proc/self/gid_map", map, 0);
 }
 
@@ -85,25 +89,39 @@ static int install_filter(const ms_config *config, uint64_t secret) {
 }
 
 /* Before it is known what for. 0, or a negative errno and the stage that failed. */
-static int prepare(uid_t uid, gid_t gid, const char **stage) {
+static int prepare(uid_t uid, gid_t gid, uint16_t flags, const ms_mount *root, const char **stage) {
   MS_STAGE("session", setsid());
-  MS_STAGE("uid_map", map_user(uid, gid));
-  int error = ms_root_build(stage);
+  MS_STAGE("uid_map", map_user(MS_UID, MS_GID, uid, gid));
+  int error = root ? ms_image_build(root->fd, stage) : ms_root_build(stage);
   if (error)
     return error;
-  MS_STAGE("loopback", raise_loopback());
+  if (!(flags & MS_CREATE_HOST_NETWORK))
+    MS_STAGE("loopback", raise_loopback());
   MS_STAGE("limits", limit_namespace());
   MS_STAGE("proc", ms_root_shut_proc());
   return 0;
 }
 
-static int finish(const ms_config *config, uint64_t *secret, const char **stage) {
-  MS_STAGE("disk", ms_root_limit(config->disk, config->inodes));
+static int finish(const ms_config *config, uint16_t flags, ms_mounts *mounts, uint64_t *secret,
+                  const char **stage) {
+  const ms_mount *root = ms_mounts_root(mounts);
+  MS_STAGE("disk", ms_root_limit(root ? MS_HOME : "/", config->disk, config->inodes));
+  int error = ms_mounts_place(mounts);
+  *stage = mounts->stage;
+  if (error)
+    return error;
+  if (root && !(root->flags & MS_MOUNT_COPY))
+    MS_STAGE("root",
+             mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL));
   MS_STAGE("hostname", sethostname(config->hostname, strlen(config->hostname)));
   MS_STAGE("random", getrandom(secret, sizeof *secret, 0));
   MS_STAGE("capabilities", drop_capabilities());
   MS_STAGE("no_new_privs", prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+  if (flags & MS_CREATE_HOST_NETWORK)
+    MS_STAGE("abstract sockets", ms_net_scope());
   MS_STAGE("dumpable", prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
+  if (ms_mounts_write_host(mounts))
+    MS_STAGE("seccomp", ms_setid_install(*secret));
   MS_STAGE("seccomp", install_filter(config, *secret));
   return 0;
 }
@@ -117,6 +135,7 @@ static int read_config(ms_reader *body, ms_config *config, const char **stage) {
   config->allow_count = ms_get_u32(body);
   for (uint32_t i = 0; i < config->allow_count && i < MS_ALLOW_MAX; i++)
     config->allow[i] = ms_get_str(body);
+  config->mounts = ms_get_u32(body);
   *stage = "version";
   if (!ms_get_end(body) || strcmp(config->version, MS_VERSION) != 0)
     return -EPROTO;
@@ -143,12 +162,32 @@ static void await_create(int socket, int host_pidfd, ms_message *message) {
   }
 }
 
+/* What is mounted: told, and cloned where the host could not. */
+static int take_mounts(ms_mounts *mounts, const ms_config *config, int host, int host_pidfd,
+                       bool sighted, const char **stage) {
+  *stage = mounts->stage;
+  int error = ms_mounts_receive(mounts, config->mounts, host, host_pidfd);
+  return error || !sighted ? error : ms_mounts_clone(mounts);
+}
+
+_Noreturn void ms_idmap_main(int socket, uid_t shown, gid_t shown_gid, uid_t uid, gid_t gid) {
+  char text[16];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  int error = map_user(shown, shown_gid, uid, gid) < 0 ? errno : 0;
+  int space = error ? -1 : open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC);
+  ms_put_u32(&body, (uint32_t)(space < 0 && !error ? errno : error));
+  ms_send(socket, &(ms_header){.type = MS_IDMAP}, body.data, body.length, &space, space >= 0);
+  _exit(0);
+}
+
 _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid,
-                               ms_message *message) {
+                               uint16_t flags, ms_message *message) {
+  static ms_mounts mounts;
   ms_config config;
   uint64_t secret = 0;
   const char *stage = "";
-  int error = prepare(uid, gid, &stage);
+  bool sighted = flags & MS_CREATE_MOUNTS; /* it sees the host's until it has what it is to show */
+  int error = sighted ? 0 : prepare(uid, gid, flags, NULL, &stage);
   const char *prepared = stage;
   await_create(zygote_socket, host_pidfd, message);
   int host = message->fds[0];
@@ -159,7 +198,11 @@ _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid
   else if (error)
     stage = prepared;
   else
-    error = finish(&config, &secret, &stage);
+    error = take_mounts(&mounts, &config, host, host_pidfd, sighted, &stage);
+  if (!error && sighted)
+    error = prepare(uid, gid, flags, ms_mounts_root(&mounts), &stage);
+  if (!error)
+    error = finish(&config, flags, &mounts, &secret, &stage);
   if (!error)
     ms_agent_loop(host, host_pidfd, secret, message);
   char text[256];

@@ -45,6 +45,7 @@ typedef struct ms_websocket {
   bool head_taken;
   bool upgraded;
   bool gone;        /* nothing more will come */
+  bool mute;        /* nothing more can be sent: what came before may say why */
   bool absurd;      /* what came breaks the rules, though wslay lets it pass */
   bool wants_write; /* Lua waits for room */
 
@@ -92,18 +93,18 @@ static ssize_t receive_some(ms_websocket *ws, char *run, size_t room) {
   return code == CURLE_OK && count > 0 ? (ssize_t)count : -1;
 }
 
-/* False when the connection is gone. */
-static bool flush(ms_websocket *ws) {
-  while (ws->out.length > 0) {
+/* A peer that hung up may have sent its last words before: reading tells how it ends. */
+static void flush(ms_websocket *ws) {
+  while (ws->out.length > 0 && !ws->mute) {
     size_t count = 0;
     CURLcode code = curl_easy_send(ws->easy, ms_buffer_front(&ws->out), ws->out.length, &count);
     if (code == CURLE_AGAIN)
-      return true;
-    if (code != CURLE_OK)
-      return false;
+      return;
+    ws->mute = code != CURLE_OK;
     ms_buffer_consume(&ws->out, count);
   }
-  return true;
+  if (ws->mute)
+    ms_buffer_free(&ws->out);
 }
 
 static bool append(ms_buffer *b, const void *bytes, size_t count) {
@@ -239,15 +240,17 @@ static size_t unsent(const ms_websocket *ws) {
 }
 
 /* Until there is nothing to send, or the socket takes no more: then `out` is not empty, and the
- * reactor tells when to go on. */
+ * reactor tells when to go on. False without memory. */
 static bool send_frames(ms_websocket *ws) {
-  for (;;) {
+  while (!ws->mute) {
     bool more = ws->out.length < HIGH_WATER && wslay_event_want_write(ws->frames);
-    if ((more && wslay_event_send(ws->frames) != 0) || !flush(ws))
+    if (more && wslay_event_send(ws->frames) != 0)
       return false;
+    flush(ws);
     if (ws->out.length > 0 || !wslay_event_want_write(ws->frames))
-      return true;
+      break;
   }
+  return true;
 }
 
 static void exchange_frames(ms_websocket *ws) {
@@ -279,12 +282,12 @@ static void pump(ms_websocket *ws) {
   if (ws->over || ms_net_forked(ws->net))
     return;
   ms_hush hush = ms_hush_begin(ws->net);
-  if (ws->upgraded)
+  if (ws->upgraded) {
     exchange_frames(ws);
-  else if (!flush(ws))
-    end(ws, "lost");
-  else
+  } else {
+    flush(ws);
     read_head(ws);
+  }
   update_interest(ws);
   ms_hush_end(&hush);
 }

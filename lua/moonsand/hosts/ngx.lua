@@ -366,6 +366,14 @@ function M.began(co)
   return info and (info.func == run_behind or info.func == run_timer)
 end
 
+--- A timer: it belongs to no request, and no request waits for it.
+function M.background(fn)
+  local ok, why = ngx.timer.at(0, run_timer, fn)
+  if not ok then
+    error("moonsand: nginx starts no timer for a task: " .. tostring(why), 0)
+  end
+end
+
 --- A light thread of the request (or timer) that runs: it may answer the client, the request lasts
 --- until it has ended, and it goes when the request is aborted. Where there can be none, a timer.
 --- nginx runs a light thread at once; the gate opens when whoever spawns it has gone on.
@@ -376,10 +384,7 @@ function M.spawn(fn)
     gate:post(1)
     return
   end
-  local ok, why = ngx.timer.at(0, run_timer, fn)
-  if not ok then
-    error("moonsand: nginx starts no timer for a task: " .. tostring(why), 0)
-  end
+  M.background(fn)
 end
 
 return M

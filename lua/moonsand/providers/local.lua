@@ -5,9 +5,14 @@ local core = require "moonsand.core"
 local doctor = require "moonsand.doctor"
 local environment = require "moonsand.environment"
 local errors = require "moonsand.errors"
+local forwards = require "moonsand.network.forward"
+local inside = require "moonsand.network.inside"
 local loop = require "moonsand.loop"
+local mounts = require "moonsand.providers.local.mounts"
 local options = require "moonsand.options"
 local processes = require "moonsand.providers.local.processes"
+local proxies = require "moonsand.network.proxy"
+local rules = require "moonsand.network.rules"
 
 local M = { name = "local" }
 
@@ -38,9 +43,9 @@ M.options = {
 }
 
 --- What these may be here, if anything.
-local ONLY = { network = false, isolation = "native" }
+local ONLY = { isolation = "native" }
 local UNSUPPORTED = {
-  "network", "isolation", "workspace", "mounts", "root", "root_mode", "image", "template", "snapshot",
+  "isolation", "image", "template", "snapshot",
   "lifetime", "idle_timeout",
 }
 
@@ -49,13 +54,14 @@ local ALLOW_MAX = 16 -- as the agent takes
 
 local native = {
   argv = true, stdin = true, signals = true, kill_tree = true, pty = true, resize = true,
-  atomic_write = true, files = true,
+  atomic_write = true, files = true, mounts = true, root = true, workspace = true,
+  ports = true, network_allow = true,
   ["limits.disk"] = true, ["limits.inodes"] = true, ["limits.processes"] = true,
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
 
---- No names of its own for what `can` may be asked.
-M.capabilities = {}
+--- What `can` may be asked besides.
+M.capabilities = { "mounts", "root", "workspace" }
 
 -- ---------------------------------------------------------------- programs
 
@@ -299,7 +305,7 @@ function Sandbox:call(op, args, limits)
     return errors.errno(errno, "cannot ask the sandbox")
   end
   while true do
-    local number, body, file = raw:take(id)
+    local number, body, file = raw:take(id, args.socket)
     if number then
       if number == core.errno.ECONNRESET then
         local now = raw:state()
@@ -317,6 +323,48 @@ function Sandbox:call(op, args, limits)
   end
 end
 
+--- A connection to a port inside.
+---@return userdata? raw, string? message, string? code, table? detail
+function Sandbox:dial(port, limits)
+  return inside.dial(self, port, limits)
+end
+
+--- A port of the host that leads to one inside. `box` lives as long as it.
+---@return moonsand.Forward? forward, string? message, string? code, table? detail
+function Sandbox:forward(port, listen, box)
+  if self.raw:state() ~= "ready" then
+    return unusable(self.raw:state())
+  end
+  local made, message, code, detail = forwards.new(port, listen, function(limits)
+    return self:dial(port, limits)
+  end, box)
+  if not made then
+    return nil, message, code, detail
+  end
+  self.forwards[#self.forwards + 1] = made
+  return made
+end
+
+--- Where a port inside can be reached on this machine: through a forward, made when it is first
+--- asked for.
+---@return string? url, string? message, string? code, table? detail
+function Sandbox:url(port)
+  if not self.urls[port] then
+    local made, message, code, detail = self:forward(port)
+    if not made then
+      return nil, message, code, detail
+    end
+    self.urls[port] = made
+  end
+  local made = self.urls[port]
+  return ("http://%s:%d"):format(made.host, made.port)
+end
+
+--- What its programs asked the proxy for.
+function Sandbox:network_log()
+  return self.proxy and self.proxy:read_log() or { dropped = 0 }
+end
+
 --- "ready", "gone", "broken" or "closed".
 function Sandbox:state()
   return (self.raw:state())
@@ -330,7 +378,9 @@ function Sandbox:info()
   return {
     pid = self.raw:pid(),
     isolation = "native",
+    network = self.network,
     limits = self.enforced,
+    mounts = self.mounts,
   }
 end
 
@@ -338,6 +388,12 @@ end
 function Sandbox:close()
   self.raw:close()
   self.running = {}
+  if self.proxy then
+    self.proxy:close()
+  end
+  for _, each in pairs(self.forwards) do
+    each:close()
+  end
 end
 
 --- Ends it and waits for the proof.
@@ -431,18 +487,27 @@ local function plan_limits(opts)
   return limits, enforced
 end
 
+--- Why the agent could not become a sandbox.
+local function not_made(stage, errno, plan)
+  local mount, message, code, detail = mounts.failure(plan, stage, errno)
+  if mount then
+    return errors.fail(code, message, detail)
+  elseif stage == "files" then
+    return errors.errno(errno, "cannot create a sandbox")
+  end
+  return doctor.unavailable(stage, errno, M.agent)
+end
+
 --- Waits until the new sandbox is ready.
-local function await_ready(raw, limits)
+local function await_ready(raw, plan, limits)
   while true do
     local state, errno, stage = raw:state()
     if state == "ready" then
       return true
     elseif state == "broken" then
       return unusable(state)
-    elseif stage == "files" then
-      return errors.errno(errno, "cannot create a sandbox")
     elseif state ~= "starting" then
-      return doctor.unavailable(stage, errno, M.agent)
+      return not_made(stage, errno, plan)
     end
     local message, code, detail = loop.wait(limits, raw)
     if message then
@@ -452,28 +517,41 @@ local function await_ready(raw, limits)
   end
 end
 
---- Makes one, ready to use. A zygote that died is noticed at the latest now, and replaced once.
-local function make(spec, limits)
-  for attempt = 1, 2 do
-    local from, message, code, detail = zygote()
-    if not from then
-      return nil, message, code, detail
-    end
-    local raw, errno = from:create(spec)
-    if raw then
-      local ok
-      ok, message, code, detail = await_ready(raw, limits)
-      if ok then
-        return raw
-      elseif attempt == 2 or detail.stage ~= "zygote" then
-        return nil, message, code, detail
-      end
-    elseif from:alive() then
-      return errors.errno(errno, "cannot create a sandbox")
-    elseif attempt == 2 then
-      return doctor.unavailable("zygote", errno, M.agent)
-    end
+--- One try. A failure whose stage is "zygote" is worth another, with another zygote.
+local function try(spec, plan, limits)
+  local from, message, code, detail = zygote()
+  if not from then
+    return nil, message, code, detail
   end
+  spec.sight, message, code, detail = mounts.prepare(plan, from, limits)
+  if spec.sight == nil then
+    if detail.stage == "zygote" then
+      from:close()
+    end
+    return nil, message, code, detail
+  end
+  spec.mounts = mounts.rows(plan)
+  local raw, errno = from:create(spec)
+  if not raw and from:alive() then
+    return errors.errno(errno, "cannot create a sandbox")
+  elseif not raw then
+    return doctor.unavailable("zygote", errno, M.agent)
+  end
+  local ok
+  ok, message, code, detail = await_ready(raw, plan, limits)
+  if not ok then
+    return nil, message, code, detail
+  end
+  return raw
+end
+
+--- Makes one, ready to use. A zygote that died is noticed at the latest now, and replaced once.
+local function make(spec, plan, limits)
+  local raw, message, code, detail = try(spec, plan, limits)
+  if not raw and detail.stage == "zygote" then
+    raw, message, code, detail = try(spec, plan, limits)
+  end
+  return raw, message, code, detail
 end
 
 local function valid_hostname(name)
@@ -495,6 +573,61 @@ local function read_allow(seccomp)
   return allow
 end
 
+--- What the option asks for: false, "host", or rules.
+---@return moonsand.Rules|false|"host"|nil network, string? message, string? code, table? detail
+local function read_network(network)
+  if network == "host" then
+    return network
+  elseif type(network) == "string" then
+    return errors.fail("invalid", ("network: %s (false, true, \"host\", or a table of rules)")
+      :format(options.quote(network)))
+  end
+  if not network then
+    return false
+  end
+  return errors.outcome(rules.read(network, 5))
+end
+
+--- How names are looked up in the host's network.
+local function copy_resolver(box, limits)
+  for _, path in ipairs { "/etc/hosts", "/etc/resolv.conf" } do
+    local file = io.open(path, "rb")
+    local text = file and file:read "*a"
+    if file then
+      file:close()
+    end
+    if text then
+      local flags = core.file_flags
+      local errno, message, to, detail = box:call(core.file_calls.open,
+        { path = path, flags = flags.WRONLY + flags.CREAT + flags.TRUNC, mode = 420 }, limits)
+      if not errno then
+        return nil, message, to, detail
+      elseif to then
+        to:write(text)
+        to:close()
+      end
+    end
+  end
+  return box
+end
+
+--- Gives a sandbox the way out that was asked for.
+local function connect(box, network, limits)
+  if not network then
+    return box
+  elseif network == "host" then
+    return copy_resolver(box, limits)
+  end
+  local message, code, detail
+  box.proxy, message, code, detail = proxies.new(box, network, limits)
+  if not box.proxy then
+    box:close()
+    return nil, message, code, detail
+  end
+  box.environment = environment.merge(box.environment, proxies.environment())
+  return box
+end
+
 --- Makes a sandbox.
 ---@return moonsand.local.Sandbox? sandbox, string? message, string? code, table? detail
 function M.create(opts, limits)
@@ -508,7 +641,12 @@ function M.create(opts, limits)
         or ("%s: only %s is supported by this provider"):format(name, tostring(ONLY[name])))
     end
   end
-  local allow, message, code, detail = read_allow(opts.seccomp)
+  local network, message, code, detail = read_network(opts.network)
+  if network == nil then
+    return nil, message, code, detail
+  end
+  local allow
+  allow, message, code, detail = read_allow(opts.seccomp)
   if not allow then
     return nil, message, code, detail
   end
@@ -517,24 +655,36 @@ function M.create(opts, limits)
   if not planned then
     return nil, enforced, code, detail
   end
+  local plan
+  plan, message, code, detail = mounts.plan(opts, 5)
+  if not plan then
+    return nil, message, code, detail
+  end
   local raw
   raw, message, code, detail = make({
     disk = planned.disk,
     inodes = planned.inodes,
     hostname = hostname,
     allow = allow,
-  }, limits)
+    host_network = network == "host",
+  }, plan, limits)
+  mounts.release(plan)
   if not raw then
     return nil, message, code, detail
   end
   planned.disk, planned.inodes = nil, nil
-  return setmetatable({
+  local box = setmetatable({
     raw = raw,
     limits = planned, -- of each program, unless it says otherwise
     enforced = enforced,
+    mounts = mounts.describe(plan),
     running = {}, -- keeps them alive: a dropped handle does nothing to its program
     starts = 0,
+    forwards = setmetatable({}, { __mode = "v" }),
+    urls = {}, -- the forwards behind `url`, by port
+    network = network == "host" and "host" or network and "rules" or "none",
   }, Sandbox)
+  return connect(box, network, limits)
 end
 
 M.kill_confirmed = KILL_CONFIRMED

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import socket
 import struct
 import threading
 
@@ -9,6 +10,7 @@ from http11 import Broken, head
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 LIMIT = 1 << 24
+LINGER = 3
 
 
 def frame(opcode, data, final=True, mask=None):
@@ -58,12 +60,17 @@ class WebSocket:
             self.connection.send(frame(opcode, data))
 
     def close(self, code, reason):
-        """Says why and hangs up."""
+        """Says why and hangs up. Who receives goes on to the peer's end: to close before that is to
+        reset, and takes back what is still on its way."""
         try:
             self.send(CLOSE, struct.pack("!H", code) + reason.encode())
-        except Broken:
+            if code != 1006:
+                self.connection.sock.settimeout(LINGER)
+                self.connection.sock.shutdown(socket.SHUT_WR)
+        except (Broken, OSError):
             pass
-        self.connection.reset() if code == 1006 else self.connection.sock.shutdown(2)
+        if code == 1006:
+            self.connection.reset()
 
     def exactly(self, count):
         data = b""

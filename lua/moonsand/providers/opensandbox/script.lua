@@ -143,6 +143,14 @@ end
 --- what stands in an argv is what `ps` shows of three processes.
 M.BOOT = 'IFS= read -r _ms_l && eval "$(printf %s "$_ms_l" | base64 -d)"'
 
+--- Gives its terminal the size that it is to have.
+local function size_of(pty)
+  if type(pty) ~= "table" then
+    return ""
+  end
+  return ("stty cols %d rows %d 2>/dev/null\n"):format(pty.cols or 80, pty.rows or 24)
+end
+
 --- For a terminal session: a shell stays above the program, whatever signal it gets, and tells how
 --- that ended.
 ---@param spec table
@@ -154,6 +162,8 @@ function M.of_session(spec)
     pty and "" or FEED,
     "( ", checks(spec), ")|| exit\n",
     "trap : HUP INT QUIT USR1 USR2 ALRM TERM\n",
+    -- before the program looks: the message that says it may come later
+    size_of(pty),
     -- the feeder is our child, not the program's, which may look after its own
     pty and "" or "exec 4>&2 2>/dev/null 5< <(_ms_feed <&0 2>/dev/null)\n",
     "( echo \"pid $BASHPID $$\"\n",
