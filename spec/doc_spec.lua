@@ -201,6 +201,7 @@ local NOUNS = {
   { "stream", "Stream", "lua/moonsand/stream.lua", hidden = { try = true } },
   { "it", "Iterator", "lua/moonsand/stream.lua" },
   { "session", "Session", "lua/moonsand/session.lua", hidden = { give_up = true } },
+  { "interpreter", "Interpreter", "lua/moonsand/interpreter.lua" },
   { "task", "Task", "lua/moonsand/task.lua", hidden = { abandoned = true } },
   { "sem", "Semaphore", "lua/moonsand/task.lua" },
   { "pool", "Pool", "lua/moonsand/pool.lua" },

@@ -102,6 +102,14 @@ function M.reactor()
   return reactor
 end
 
+--- Gives the reactor's descriptors back; the next use makes another one.
+function M.close()
+  if reactor then
+    reactor:close()
+    reactor = nil
+  end
+end
+
 --- Monotonic seconds.
 M.now = core.now
 

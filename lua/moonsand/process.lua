@@ -24,6 +24,12 @@ local SOON = 0.002
 
 local WAIT = { timeout = "number", cancel = "table" }
 local STOP = { timeout = "number", cancel = "table", grace = "number" }
+local SINCE = { stdout = "number", stderr = "number" }
+M.attach_options = {
+  since = "table", takeover = "boolean", pty = "boolean", max_output = "number|string",
+  check = "boolean", on_stdout = "callable", on_stderr = "callable", on_line = "callable",
+  on_exit = "callable", timeout = "number", cancel = "table",
+}
 
 ---@class moonsand.Process
 ---@field id string opaque
@@ -325,6 +331,24 @@ local function not_started(box, message, code, detail)
   return fail(box, message, code, detail)
 end
 
+--- A program as its caller is to hold it.
+local function new(box, program, plan, command)
+  box.core.started = box.core.started + 1
+  return setmetatable({
+    id = ("%s/%d"):format(box.id, box.core.started),
+    box = box, -- kept alive by what was made from it
+    program = program,
+    plan = plan,
+    command = command,
+    check = plan.check,
+    handlers = nil, -- callbacks, by stream
+    outcome = nil, -- what every wait answers, once it is over
+    raised = nil, -- what a callback or the input failed with
+    closed = false,
+    last_moment = plan.timeout and loop.now() + plan.timeout + plan.grace + KILL_CONFIRMED,
+  }, Process)
+end
+
 local function launch(box, call, command, opts, interactive, level)
   inputs.check(call, opts.stdin, interactive, level + 1)
   local plan, message, code, detail = planning.plan(call, box, command, opts, level + 1)
@@ -348,20 +372,7 @@ local function launch(box, call, command, opts, interactive, level)
   if not program then
     return not_started(box, message, code, detail)
   end
-  box.core.started = box.core.started + 1
-  local self = setmetatable({
-    id = ("%s/%d"):format(box.id, box.core.started),
-    box = box, -- kept alive by what was made from it
-    program = program,
-    plan = plan,
-    command = command,
-    check = plan.check,
-    handlers = nil, -- callbacks, by stream
-    outcome = nil, -- what every wait answers, once it is over
-    raised = nil, -- what a callback or the input failed with
-    closed = false,
-    last_moment = plan.timeout and loop.now() + plan.timeout + plan.grace + KILL_CONFIRMED,
-  }, Process)
+  local self = new(box, program, plan, command)
   if plan.spec.stdin and input ~= nil and input ~= true and not (interactive and input == "pipe") then
     feed(self, input)
   elseif program.stdin then
@@ -464,6 +475,20 @@ local function serve_callbacks(self, opts)
   end)
 end
 
+--- A program that runs becomes what its caller holds: an id, streams, callbacks.
+local function hand_over(self, opts)
+  local program = self.program
+  self.pid = program:pid()
+  self.id = program.id and program:id() or self.id -- where it can be attached to, its own
+  for _, name in ipairs { "stdout", "stderr" } do
+    if program[name] and not (self.handlers and self.handlers[name]) then
+      self[name] = streams.new(program[name], name, self.plan.max_output, self)
+    end
+  end
+  serve_callbacks(self, opts)
+  return self
+end
+
 --- Starts a command: `box:start` without the option check.
 ---@return moonsand.Process? process, string? message, string? code, table? detail
 function M.start(box, call, command, opts, level)
@@ -471,20 +496,13 @@ function M.start(box, call, command, opts, level)
   if not self then
     return nil, message, code, detail
   end
-  local limits = loop.limits(opts)
   local ok
-  ok, message, code, detail = self.program:started(limits)
+  ok, message, code, detail = self.program:started(loop.limits(opts))
   if not ok then
     if code == "cancelled" or code == "timeout" then
       kill(self, "cancel")
     end
     return fail(box, message, code, detail)
-  end
-  self.pid = self.program:pid()
-  for _, name in ipairs { "stdout", "stderr" } do
-    if self.program[name] and not (self.handlers and self.handlers[name]) then
-      self[name] = streams.new(self.program[name], name, self.plan.max_output, self)
-    end
   end
   if opts.cancel then
     self.uncancel = opts.cancel:on_cancel(function(reason)
@@ -494,8 +512,70 @@ function M.start(box, call, command, opts, level)
       end
     end)
   end
-  serve_callbacks(self, opts)
-  return self
+  return hand_over(self, opts)
+end
+
+--- From where on the output of what is attached to is wanted.
+local function read_since(since, level)
+  since = options.check("box:attach: since", since, SINCE, level + 1)
+  local offsets = {}
+  for name in pairs(SINCE) do
+    local at = since[name] or 0
+    if at % 1 ~= 0 or at < 0 then
+      errors.raise(level + 1, "box:attach: since.%s must be a number of bytes, got %s", name,
+        tostring(at))
+    end
+    offsets[name] = options.integer(at)
+  end
+  return offsets
+end
+
+--- The plan of a program that was started by somebody else.
+local function plan_of_attached(box, opts, program, max_output)
+  local check = opts.check
+  if check == nil then
+    check = box.defaults.check
+  end
+  return {
+    spec = { pty = opts.pty, background = true },
+    grace = 0,
+    max_output = max_output,
+    on_limit = "truncate",
+    check = check,
+    sinks = { stdout = "collect", stderr = program.stderr and "collect" or nil },
+  }
+end
+
+--- A program that was started before, by anybody: `box:attach` without the option check.
+---@param box moonsand.Sandbox
+---@param id string
+---@param opts table
+---@return moonsand.Process? process, string? message, string? code, table? detail
+function M.attach(box, id, opts, level)
+  local since = read_since(opts.since, level + 1)
+  local max, message, code, detail = options.size("max_output",
+    opts.max_output or box.defaults.max_output or planning.MAX_OUTPUT)
+  if not max then
+    return fail(box, message, code, detail)
+  end
+  local limits = loop.limits(opts)
+  local program, ok
+  program, message, code, detail = box.core.driver:attach(id,
+    { since = since, pty = opts.pty, takeover = opts.takeover, max_output = max }, limits)
+  if not program then
+    return fail(box, message, code, detail)
+  end
+  ok, message, code, detail = program:started(limits)
+  if not ok then
+    program:detach()
+    return fail(box, message, code, detail)
+  end
+  local self = new(box, program, plan_of_attached(box, opts, program, max), id)
+  if program.stdin then
+    self.stdin = streams.new(program.stdin, "stdin", nil, self)
+  end
+  self.handlers = callbacks.make(self, opts)
+  return hand_over(self, opts)
 end
 
 -- ---------------------------------------------------------------- methods
@@ -694,6 +774,64 @@ function Process:interact(opts)
   return errors.outcome(require("moonsand.terminal").interact(self, opts))
 end
 
+--- What the program's provider does not offer.
+local function lacks(self, call)
+  return fail_new(self, "unsupported",
+    ("%s is not supported here by the provider '%s'"):format(call, self.box.provider))
+end
+
+--- Where you are in its output, in bytes as the provider counts them: past all that came, but for
+--- what waits to be read. `box:attach` takes it as `since`.
+---@return { stdout: integer, stderr: integer }? offsets
+---@return string? message, string? code, table? detail
+function Process:offsets()
+  if not self.program.offsets then
+    return lacks(self, "process:offsets")
+  end
+  return self.program:offsets()
+end
+
+--- What the log of a background program holds now, read or not, also when the program is over.
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return { stdout: string, stderr: string }? log, string? message, string? code, table? detail
+function Process:log(opts)
+  opts = options.check("process:log", opts, WAIT)
+  if not self.program.log or not self.plan.spec.background then
+    return lacks(self, "process:log")
+  end
+  local log, message, code, detail = self.program:log(self.plan.max_output, loop.limits(opts))
+  if not log then
+    detail.id = self.id
+    return fail(self.box, message, code, detail)
+  end
+  return log
+end
+
+local function close_streams(self)
+  self.closed = true
+  for _, name in ipairs { "stdin", "stdout", "stderr" } do
+    if self[name] then
+      self[name]:close()
+    end
+  end
+end
+
+--- Lets go of a background program, or of one that was attached to: it runs on, and this handle is
+--- closed. Waits in progress get `closed`.
+---@return true|nil ok, string? message, string? code, table? detail
+function Process:detach()
+  check_open(self, "process:detach")
+  if not self.program.detach or not self.plan.spec.background then
+    return lacks(self, "process:detach")
+  end
+  if self:is_running() then
+    keep(self, fail_new(self, "closed", "the process was detached", { started = true }))
+  end
+  self.program:detach()
+  close_streams(self)
+  return true
+end
+
 --- KILL now, without waiting. Idempotent; waits in progress get `closed`.
 function Process:close()
   if self.closed then
@@ -702,12 +840,7 @@ function Process:close()
   if self:is_running() then
     kill(self, "close")
   end
-  self.closed = true
-  for _, name in ipairs { "stdin", "stdout", "stderr" } do
-    if self[name] then
-      self[name]:close()
-    end
-  end
+  close_streams(self)
 end
 
 Process.__close = Process.close

@@ -43,8 +43,12 @@ local function headline(r)
     return ("ended by its limit of %s"):format(r.limit)
   elseif r.status == "signaled" then
     return ("ended by signal %s"):format(r.signal)
+  elseif r.exit_code then
+    return ("exited with %d"):format(r.exit_code)
+  elseif r.error then -- of an interpreter, which lives on
+    return ("raised %s: %s"):format(r.error.name, r.error.message)
   end
-  return ("exited with %d"):format(r.exit_code)
+  return "ran"
 end
 
 Result.__tostring = function(r)

@@ -41,6 +41,7 @@ local elsewhere = {
   watch_metrics = "moonsand.system",
   session = "moonsand.session",
   terminal = "moonsand.terminal",
+  interpreter = "moonsand.interpreter",
   dial = "moonsand.network",
   wait_port = "moonsand.network",
   forward = "moonsand.network",
@@ -290,6 +291,7 @@ end
 local CALLS = {
   ps = "ps", kill = "kill", metrics = "metrics", monitor = "sample", session = "session",
   pause = "pause", snapshot = "snapshot", lifetime = "set_lifetime",
+  interpreter = "interpreter", attach = "attach",
 }
 local PORTABLE = {
   files = true, atomic_write = true, watch = true, ps = true, kill = true, metrics = true,
@@ -400,10 +402,39 @@ function Sandbox:url(port, opts)
   return errors.outcome(ask(self, "box:url", "url", opts, port))
 end
 
+--- What was started here, running and the last that ended, where the provider keeps that.
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return table[]? rows { id, pid, command, running, exit_code, started_at }
+---@return string? message, string? code, table? detail
+function Sandbox:processes(opts)
+  return errors.outcome(ask(self, "box:processes", "processes", opts))
+end
+
+--- A Process again, by its id: from the start of its output, or `since = p:offsets()`.
+---@param id string
+---@param opts? table since, pty, takeover, max_output, check, on_stdout, …, timeout, cancel
+---@return moonsand.Process? process, string? message, string? code, table? detail
+function Sandbox:attach(id, opts)
+  opts = options.check("box:attach", opts, processes.attach_options)
+  check_open(self, "box:attach")
+  if type(id) ~= "string" then
+    errors.raise(2, "box:attach: an id is a string, got %s", type(id))
+  elseif not self.core.driver.attach then
+    return errors.fail("unsupported",
+      ("box:attach is not supported by the provider '%s'"):format(self.provider),
+      { provider = self.provider })
+  end
+  return errors.outcome(processes.attach(self, id, opts, 2))
+end
+
 -- ---------------------------------------------------------------- the end
 
---- From now on it is closed; a pool that it came from hears of it.
+--- From now on it is closed: who runs code in an interpreter of it gets `closed`, and a pool that
+--- it came from hears of it.
 local function mark_closed(core)
+  for interpreter in pairs(core.interpreters) do
+    interpreter:close()
+  end
   core.closed = true
   if core.lease then
     core.lease:end_now()
@@ -449,6 +480,7 @@ function M.new(provider, driver, fields, defaults)
     environment = driver.environment,
     closed = false,
     started = 0, -- programs, ever
+    interpreters = setmetatable({}, { __mode = "k" }), -- that are open
     created_at = os.time(),
     metadata = fields.metadata,
     lease = nil, -- of a pool, see pool.lua

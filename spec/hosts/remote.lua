@@ -42,6 +42,25 @@ M.checks = {
     eq("/tmp\nf\n", assert(session:exec "pwd; f").stdout)
     session:close()
   end },
+  { "an interpreter", function(box)
+    local python = assert(box:interpreter("python", { timeout = 20 }))
+    local heard = {}
+    assert(python:run("x = 41; print(x)", { on_stdout = function(data)
+      heard[#heard + 1] = data
+    end }))
+    eq("41\n", table.concat(heard))
+    local r = assert(python:run("import time; time.sleep(20)", { timeout = 0.5 }))
+    eq(true, r.timed_out and r.state_kept)
+    eq("42", assert(python:run "x + 1").text)
+    python:close()
+  end },
+  { "a background program, attached to again", function(box)
+    local p = assert(box:start("echo one; sleep 0.5; echo two", { background = true }))
+    eq("one", p.stdout:read("l", 10))
+    local id, since = p.id, p:offsets()
+    eq(true, p:detach())
+    eq("two\n", assert(assert(box:attach(id, { since = since })):wait(20)).stdout)
+  end },
   { "side by side", function(box, moonsand, spawn)
     local done, waits = 0, 0
     for i = 1, 3 do

@@ -316,10 +316,69 @@ describe("moonsand.providers.opensandbox", function()
       end)
     end)
 
+    --- The Lua that runs a script to its end: LuaJIT only drives what is left without its compiler.
+    local interpreter = support.interpreter .. (rawget(_G, "jit") and " -joff" or "")
+
+    it("is ended when the state of its program ends, if it was left", function()
+      local script = support.write(support.directory() .. "/left.lua", ([[
+        local moonsand = require "moonsand"
+        local how = ...
+        if how == "luv" then require "luv" end
+        box = assert(moonsand.create { provider = "opensandbox", image = "debian:12",
+          base_url = %q, api_key = %q })
+        print(box.id)
+        if how == "closed" then
+          box:close()
+        elseif how == "under way" then
+          box:close()
+          require("moonsand.loop").step(0)
+        elseif how == "task" then
+          moonsand.task(function() while true do moonsand.sleep(0.001) print "alive" end end)
+        end]]):format(fake.url, fake.key))
+      for _, how in ipairs { "left", "closed", "under way", "task", "luv" } do
+        local began = core.now()
+        local output = support.run(("LUA_PATH=%s LUA_CPATH=%s timeout 20 %s %s '%s'"):format(
+          support.quote(package.path), support.quote(package.cpath), interpreter, script, how))
+        assert.is_true(core.now() - began < 10)
+        local id = output:match "^(%S+)\n$"
+        assert.is_string(id, how .. ": " .. output)
+        for _, one in ipairs(fake:sandboxes()) do
+          assert.are_not.equal(id, one.id, how)
+        end
+      end
+    end)
+
+    it("does not keep a program whose service is silent from its end", function()
+      local script = support.write(support.directory() .. "/silent.lua", ([[
+        box = assert(require("moonsand").create { provider = "opensandbox", image = "debian:12",
+          base_url = %q, api_key = %q })]]):format(fake.url, fake.key))
+      fault { service = "lifecycle", method = "DELETE", fault = "hang", times = 1 }
+      local began = core.now()
+      local output = support.run(("LUA_PATH=%s LUA_CPATH=%s timeout 20 %s %s"):format(
+        support.quote(package.path), support.quote(package.cpath), interpreter, script))
+      assert.equal("", output)
+      local took = core.now() - began
+      assert.is_true(took > 1.5 and took < 10, tostring(took))
+    end)
+
+    if rawget(_G, "jit") then
+      it("is left where LuaJIT compiles, which would hang", function()
+        local script = support.write(support.directory() .. "/compiled.lua", ([[
+          box = assert(require("moonsand").create { provider = "opensandbox", image = "debian:12",
+            base_url = %q, api_key = %q })
+          print(box.id)]]):format(fake.url, fake.key))
+        local output, status = support.run(("LUA_PATH=%s LUA_CPATH=%s timeout 20 %s %s"):format(
+          support.quote(package.path), support.quote(package.cpath), support.interpreter, script))
+        assert.equal(0, status)
+        assert.is_true(moonsand.destroy(output:match "^(%S+)\n$", options()))
+      end)
+    end
+
     it("says what it can", function()
       for name, how in pairs { argv = "native", stdin = "native", pty = "native", pause = "native",
         snapshot = "native", lifetime = "native", metrics = "native", session = "portable",
-        ["limits.memory"] = "native", kill_tree = false, attach = false } do
+        ["limits.memory"] = "native", kill_tree = false, attach = "native",
+        resize = "native", interpreter = "native" } do
         assert.equal(how, box:can(name), name)
       end
     end)
@@ -417,7 +476,7 @@ describe("moonsand.providers.opensandbox", function()
       local p = assert(box:start("stty size; read x; stty size; exit 5",
         { pty = { cols = 100, rows = 30 } }))
       assert.equal("30 100\r", p.stdout:read("l", 10))
-      assert.is_true(p.program:resize(90, 20))
+      assert.is_true(p:resize(90, 20))
       assert(p.stdin:write "\n")
       local r = assert(p:wait(20))
       assert.truthy(r.stdout:find("20 90", 1, true))
@@ -493,15 +552,91 @@ describe("moonsand.providers.opensandbox", function()
         reset = true }
       local code, detail = code_of(box:exec "echo before; sleep 0.5; echo after; exit 6")
       assert.equal("lost", code)
-      local program = assert(box.core.driver:attach(detail.id, nil, loop.limits { timeout = 10 }))
-      local exit
-      support.eventually(20, "it ends", function()
-        loop.step(0.01)
-        exit = program:ended()
-        return exit
+      local r = assert(assert(box:attach(detail.id, 10)):wait(20))
+      assert.equal(6, r.exit_code)
+      assert.equal("before\nafter\n", r.stdout)
+    end)
+
+    it("of a background program is found by another handle, by its id", function()
+      local p = assert(box:start("echo one; sleep 0.3; echo err >&2; echo two; exit 3",
+        { background = true }))
+      local other = assert(moonsand.connect(box.id, options()))
+      local lines = {}
+      local again = assert(other:attach(p.id, { on_line = function(line, name)
+        lines[#lines + 1] = name .. " " .. line
+      end }))
+      assert.equal(p.id, again.id)
+      local r = assert(again:wait(20))
+      assert.equal(3, r.exit_code)
+      assert.equal("one\ntwo\n", r.stdout)
+      assert.equal("err\n", r.stderr)
+      table.sort(lines)
+      assert.same({ "stderr err", "stdout one", "stdout two" }, lines)
+      assert.equal(3, assert(p:wait(20)).exit_code)
+      local row
+      for _, one in ipairs(assert(box:processes())) do
+        row = one.id == p.id and one or row
+      end
+      assert.equal(3, row.exit_code)
+      assert.is_false(row.running)
+      assert.same({}, assert(other:processes()))
+      other:close()
+    end)
+
+    it("is taken up where it was left, with what was not read", function()
+      local p = assert(box:start("echo one; echo two; sleep 0.7; echo three", { background = true }))
+      assert.equal("one", p.stdout:read("l", 10))
+      assert.equal("two", p:wait_for("two", 10))
+      local since = assert(p:offsets())
+      assert.is_true(p:detach())
+      local token = moonsand.token()
+      local again = assert(box:attach(p.id, { since = since, cancel = token }))
+      token:cancel() -- that was for the call
+      assert.equal("two\nthree\n", assert(again:wait(20)).stdout)
+      assert.same({ stdout = "one\ntwo\nthree\n", stderr = "" }, assert(again:log()))
+      assert.equal("unsupported", code_of(again:resize(80, 24)))
+      for _, wrong in ipairs { { stdout = -1 }, { stderr = 0.5 }, { stdin = 0 }, { stdout = "1" } } do
+        assert.has_error(function()
+          box:attach(p.id, { since = wrong })
+        end)
+      end
+    end)
+
+    it("is let go of while somebody waits, and runs on", function()
+      local p = assert(box:start("sleep 0.5; echo end", { background = true }))
+      local told
+      local heard = assert(box:attach(p.id, { on_exit = function(_, _, code)
+        told = code
+      end }))
+      moonsand.run(function()
+        local task = moonsand.task(function()
+          return code_of(heard:wait(20))
+        end)
+        moonsand.sleep(0.05)
+        assert.is_true(heard:detach())
+        assert.equal("closed", task:wait())
       end)
-      assert.equal(6, exit.exit_code)
-      assert.equal("before\nafter\n", (program.stdout:excerpt()))
+      support.eventually(20, "on_exit is told", function()
+        loop.step(0.01)
+        return told
+      end)
+      assert.equal("closed", told)
+      assert.equal("end\n", assert(p:wait(20)).stdout)
+      assert.is_true(assert(box:start "true"):wait(20).ok)
+      assert.equal("unsupported", code_of(assert(box:start "true"):detach()))
+    end)
+
+    it("that was attached to outlives a handle of connect", function()
+      local p = assert(box:start("sleep 0.7; echo end", { background = true }))
+      local other = assert(moonsand.connect(box.id, options()))
+      local again = assert(other:attach(p.id))
+      other:close()
+      assert.equal("closed", code_of(again:wait(20)))
+      assert.equal("end\n", assert(p:wait(20)).stdout)
+    end)
+
+    it("that nobody knows is not found", function()
+      assert.equal("not_found", code_of(box:attach "0123456789abcdef0123456789abcdef"))
     end)
 
     it("without its last event is lost", function()
@@ -669,76 +804,172 @@ describe("moonsand.providers.opensandbox", function()
 
   describe("a terminal session", function()
     it("is taken over, and what was missed comes first", function()
-      local driver = box.core.driver
-      local p = assert(box:start("echo one; read x; echo two; exit 3", { pty = true }))
+      local p = assert(box:start("echo one; read x; echo two; stty size; exit 3", { pty = true }))
       assert.equal("one\r", p.stdout:read("l", 10))
-      local id
-      for _, row in ipairs(driver:processes()) do
-        id = row.running and row.id or id
-      end
-      local again = assert(driver:attach(id, { pty = true, takeover = true }))
+      local again = assert(box:attach(p.id, { pty = true, takeover = true }))
       assert.equal("closed", code_of(p:wait(20)))
-      again.stdin:write "\n"
-      local exit
-      support.eventually(20, "it ends", function()
-        loop.step(0.01)
-        exit = again:ended()
-        return exit
+      assert.is_true(again:resize(91, 21))
+      assert(again.stdin:write "\n")
+      local r = assert(again:wait(20))
+      assert.equal(3, r.exit_code)
+      assert.truthy(r.stdout:find("one\r\n.*two\r\n21 91\r\n"))
+      assert.equal("gone", code_of(again:resize(80, 24)))
+      assert.has_error(function()
+        again:resize(0, "x")
       end)
-      assert.equal(3, exit.exit_code)
-      assert.truthy(again.stdout:excerpt():find("one\r\n.*two\r\n"))
     end)
   end)
 
-  describe("code contexts", function()
-    local driver
+  describe("an interpreter", function()
+    local interpreter
+
     before_each(function()
-      driver = box.core.driver
+      interpreter = assert(box:interpreter("py", { timeout = 20 }))
     end)
 
-    it("keep their state, and give results, displays and errors", function()
-      local context = assert(driver:interpreter("python", {}, loop.limits { timeout = 20 }))
-      local r = assert(context:run "x = 41\nprint('out')\nx + 1")
+    after_each(function()
+      interpreter:close()
+      assert(moonsand.flush { timeout = 20 })
+    end)
+
+    local function run(code, opts)
+      return assert(interpreter:run(code, opts))
+    end
+
+    it("keeps its state, and gives results, displays and errors", function()
+      assert.equal("python", interpreter.language)
+      local shown = {}
+      local r = run("x = 41\nprint('out')\nx + 1", { on_display = function(display)
+        shown[#shown + 1] = display
+      end })
+      assert.is_true(r.ok)
+      assert.is_true(r.state_kept)
+      assert.is_nil(r.exit_code)
       assert.equal("out\n", r.stdout)
       assert.equal("42", r.text)
       assert.equal(1, r.execution_count)
+      assert.same({ { ["text/plain"] = "42" } }, r.displays)
+      assert.same(r.displays, shown)
       local heard = {}
-      r = assert(context:run("print(x); 1/0", { on_stdout = function(text)
+      r = run("import sys\nprint(x); print('e', file=sys.stderr); 1/0", { on_stdout = function(text)
         heard[#heard + 1] = text
-      end }))
+      end })
       assert.equal("41\n", table.concat(heard))
+      assert.equal("e\n", r.stderr)
+      assert.is_false(r.ok)
       assert.equal("ZeroDivisionError", r.error.name)
       assert.equal("division by zero", r.error.message)
-      r = assert(context:run("import time\ntime.sleep(30)", { timeout = 0.5 }))
-      assert.equal("timeout", r.reason)
-      assert.equal("KeyboardInterrupt", r.error.name)
-      assert.equal("41", assert(context:run "x").text)
-      assert.is_true(context:restart(loop.limits { timeout = 20 }))
-      assert.equal("NameError", assert(context:run "x").error.name)
-      context:close()
-      assert.equal("closed", select(3, context:run "1"))
+      assert.truthy(r.error.traceback:find("Traceback", 1, true))
+      local code, detail = code_of(interpreter:run("1/0", { check = true }))
+      assert.equal("exit", code)
+      assert.equal("ZeroDivisionError", detail.result.error.name)
+      assert.equal("", run("").output)
+      assert.equal("unsupported", code_of(interpreter:complete "x"))
     end)
 
-    it("say that there is no kernel, and that one is busy or gone", function()
+    it("is interrupted at a timeout, at a cancel and from outside, and keeps its state", function()
+      run "x = 41"
+      local r = run("import time\nprint('on', flush=True)\ntime.sleep(30)", { timeout = 1 })
+      assert.is_true(r.timed_out)
+      assert.is_true(r.state_kept)
+      assert.equal("KeyboardInterrupt", r.error.name)
+      assert.equal("on\n", r.stdout)
+      local token = moonsand.token { timeout = 1 }
+      local code, detail = code_of(interpreter:run("time.sleep(30)", { cancel = token }))
+      assert.equal("cancelled", code)
+      assert.is_true(detail.result.state_kept)
+      r = run("print('on', flush=True)\ntime.sleep(30)", { on_stdout = function()
+        assert.is_true(interpreter:interrupt())
+      end })
+      assert.equal("KeyboardInterrupt", r.error.name)
+      assert.is_false(r.timed_out)
+      assert.equal("41", run("x").text)
+    end)
+
+    it("that ignores interrupts is started anew", function()
+      local r = run("import time\nwhile True:\n  try: time.sleep(30)\n"
+        .. "  except KeyboardInterrupt: pass", { timeout = 0.5 })
+      assert.is_true(r.timed_out)
+      assert.is_false(r.state_kept)
+      assert.equal("NameError", run("time").error.name)
+      assert.is_true(interpreter:restart { timeout = 20 })
+      assert.is_true(interpreter.alive)
+    end)
+
+    it("is told dead by the service", function()
+      local r = run "import os; os._exit(3)"
+      assert.is_false(r.ok)
+      assert.is_false(r.state_kept)
+      assert.is_true(interpreter:restart { timeout = 20 })
+      assert.equal("2", run("1 + 1").text)
+    end)
+
+    it("is closed while it runs, by itself and with its sandbox", function()
+      for _, how in ipairs { "interpreter", "sandbox" } do
+        local other = assert(moonsand.connect(box.id, options()))
+        local closing = assert(other:interpreter())
+        local began = core.now()
+        local code, detail = code_of(closing:run("print('on')\nimport time\ntime.sleep(30)", {
+          on_stdout = function()
+            (how == "sandbox" and other or closing):close()
+          end,
+        }))
+        assert.equal("closed", code)
+        assert.equal("on\n", detail.result.stdout)
+        assert.is_false(closing.alive)
+        assert.is_true(core.now() - began < 20)
+        other:close()
+      end
+      assert(moonsand.flush { timeout = 20 })
+    end)
+
+    it("whose stream is cut or makes no sense is no success", function()
+      for _, case in ipairs {
+        { "lost", { fault = "cut", after = 130 } },
+        { "lost", { fault = "cut", after = 130, reset = true } },
+        { "provider", { fault = "status", status = 500, form = "error" } },
+        { "protocol", { fault = "status", status = 200, body = "{\"type\":3}\n\n",
+          headers = { ["Content-Type"] = "text/event-stream" } } },
+      } do
+        case[2].service, case[2].method, case[2].path = "execd", "POST", "^/code$"
+        fault(case[2])
+        assert.equal(case[1], code_of(interpreter:run "print('x'); 1"))
+        assert.is_true(interpreter:restart { timeout = 20 })
+      end
+    end)
+
+    it("takes of what is told only what has its form", function()
+      local lines = {}
+      for _, line in ipairs {
+        [[{"type":"init","text":"x"}]],
+        [[{"type":"stdout","text":7}]],
+        [[{"type":"stdout","text":"s"}]],
+        [[{"type":"result","results":{"text":["no"],"application/json":{"a":[1,null]}}}]],
+        [[{"type":"result","results":"none"}]],
+        [[{"type":"execution_count","execution_count":"x"}]],
+        [[{"type":"error","error":{"ename":{},"evalue":null,"traceback":"t"}}]],
+        [[{"type":"execution_complete"}]],
+      } do
+        lines[#lines + 1] = line .. "\n\n"
+      end
+      fault { service = "execd", method = "POST", path = "^/code$", fault = "status", status = 200,
+        body = table.concat(lines), headers = { ["Content-Type"] = "text/event-stream" } }
+      local r = run "1"
+      assert.equal("s", r.stdout)
+      assert.is_nil(r.text)
+      assert.is_nil(r.execution_count)
+      assert.equal(1, #r.displays)
+      assert.same({ name = "Error", message = "", traceback = "" }, r.error)
+    end)
+
+    it("that no kernel is there for is unavailable", function()
       local contexts = require "moonsand.providers.opensandbox.contexts"
       local ready = contexts.READY
       contexts.READY = 0.5
-      local value, _, code, detail = driver:interpreter("java", {}, loop.limits())
+      local code, detail = code_of(box:interpreter "java")
       contexts.READY = ready
-      assert.is_nil(value)
       assert.equal("unavailable", code)
       assert.is_string(detail.fix)
-      local context = assert(driver:interpreter("python", {}, loop.limits { timeout = 20 }))
-      fault { service = "execd", method = "POST", path = "^/code$", fault = "cut", after = 130 }
-      value, _, code = context:run "print('x'); 1"
-      assert.is_nil(value)
-      assert.equal("lost", code)
-      context:close()
-      context.closed = false
-      support.eventually(20, "it is deleted", function()
-        loop.step(0.01)
-        return select(3, context:run "1") == "not_found"
-      end)
     end)
   end)
 

@@ -16,6 +16,7 @@ local M = {}
 ---@field missing_files? string[]
 ---@field stage "install"|"compile"|"run"
 ---@field execution_count? integer
+---@field state_kept? boolean of an interpreter: what it knew before is still there
 local CodeResult = {}
 CodeResult.__index = CodeResult
 CodeResult.__name = "moonsand.CodeResult"
@@ -157,6 +158,22 @@ function M.complete(r, language, turns)
   r.output = read_output(r, turns)
   r.value = r.stage == "run" and read_value(r) or nil
   r.error = read_error(r, language)
+  return setmetatable(r, CodeResult)
+end
+
+--- Makes a CodeResult of a Result, what an interpreter told of the end and what it showed.
+---@param r moonsand.Result
+---@param told { text: string?, error: table?, execution_count: integer? }
+---@param displays table[]
+---@param turns? integer[] as from `note_order`
+---@return moonsand.CodeResult
+function M.of_interpreter(r, told, displays, turns)
+  CodeResult.__tostring = CodeResult.__tostring or getmetatable(r).__tostring
+  r.stage = "run"
+  r.text, r.error, r.execution_count = told.text, told.error, told.execution_count
+  r.displays = displays
+  r.output = read_output(r, turns)
+  r.value = read_value(r)
   return setmetatable(r, CodeResult)
 end
 

@@ -123,6 +123,12 @@ function M.wake(waiter)
   end
 end
 
+--- Forgets who could go on: at the end of the state, nobody but what the end itself needs may.
+function M.reset()
+  tasks, current = setmetatable({}, { __mode = "k" }), nil
+  queue, first, last = {}, 1, 0
+end
+
 function M.spawn(fn)
   local co = coroutine.create(fn)
   tasks[co] = true

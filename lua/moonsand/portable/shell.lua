@@ -114,6 +114,7 @@ function M.start(driver, script, args, opts, limits)
     env = environment_of(driver),
     cwd = "/",
     umask = 18,
+    ours = true,
     stdin = opts.stdin or false,
     stdout = true,
     stderr = true,

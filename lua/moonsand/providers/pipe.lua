@@ -280,6 +280,11 @@ function Pipe:received()
   return self.count
 end
 
+---@return integer bytes that wait for a reader
+function Pipe:unread()
+  return size(self)
+end
+
 ---@return boolean
 function Pipe:ended()
   return ended(self)

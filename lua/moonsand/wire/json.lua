@@ -1,6 +1,7 @@
 --- JSON as the wire wants it: lua-cjson for what is read and for text, numbers and structure with
 --- the care that services want: sorted keys, `[]` told from `{}`, no text that is not UTF-8, bounds.
 
+local cjson = require "cjson" -- here, not at first use: see watch_end in providers/init.lua
 local errors = require "moonsand.errors"
 local net = require "moonsand.net"
 local options = require "moonsand.options"
@@ -29,14 +30,14 @@ function M.array(t)
 end
 
 local decoders = {} -- by depth
-local cjson
+local own -- a cjson with our settings
 
 local function library()
-  if not cjson then
-    cjson = require("cjson").new()
-    cjson.encode_number_precision(14)
+  if not own then
+    own = cjson.new()
+    own.encode_number_precision(14)
   end
-  return cjson
+  return own
 end
 
 local function decoder(depth)

@@ -7,6 +7,7 @@ local events = require "moonsand.providers.opensandbox.events"
 local http = require "moonsand.wire.http"
 local loop = require "moonsand.loop"
 local outputs = require "moonsand.providers.opensandbox.output"
+local pipes = require "moonsand.providers.pipe"
 local programs = require "moonsand.providers.program"
 local script = require "moonsand.providers.opensandbox.script"
 local services = require "moonsand.providers.opensandbox.service"
@@ -81,6 +82,7 @@ end
 ---@field news moonsand.Signal
 ---@field over boolean
 ---@field refused? string[] what, why
+---@field sources moonsand.opensandbox.Source[] how far each stream was handed on
 local Command = {}
 Command.__index = Command
 
@@ -248,6 +250,7 @@ local function run_in_front(self, job)
   end
   local output = outputs.new { client = driver.execd, job = job,
     sources = outputs.sources(spec, self.directory) }
+  self.sources = output.sources
   local finish = not spec.quiet and follow(self, output, limits) or nil
   local began = loop.now()
   local run
@@ -351,10 +354,10 @@ local function run_behind(self, job)
     return ending(run)
   end
   self.news:wake()
+  self.sources = outputs.sources(job.spec, self.directory, true)
   local exit
   exit, message, code, detail = watch(self, job, outputs.new {
-    client = driver.execd, job = job, id = self.id,
-    sources = outputs.sources(job.spec, self.directory, true),
+    client = driver.execd, job = job, id = self.id, sources = self.sources,
     on_head = function(line)
       hear(self, job, line)
     end,
@@ -377,20 +380,43 @@ local function new(driver)
     news = loop.signal(),
     over = false,
     refused = nil,
+    sources = {},
   }, Command)
 end
 
---- The row of `processes`.
----@return table
-function Command:row()
-  local exit = self.program and self.program:ended()
+--- How far its output was handed on: what `attach` takes as `since`.
+---@return table<string, integer>
+function Command:offsets()
+  local offsets = { stdout = 0, stderr = 0 }
+  for _, source in ipairs(self.sources) do
+    offsets[source.name] = source.at
+  end
+  return offsets
+end
+
+--- What its streams hold now, from their start.
+---@param max integer bytes of each
+---@return { stdout: string, stderr: string }? log, string? message, string? code, table? detail
+function Command:log(max, limits)
+  local sources, held = {}, {}
+  for i, source in ipairs(self.sources) do
+    sources[i] = { name = source.name, path = source.path, at = 0,
+      head = not source.path and self.directory ~= nil }
+    held[source.name] = pipes.new(max)
+  end
+  local count, message, code, detail = outputs.new({
+    client = self.driver.execd, id = self.id, sources = sources,
+    job = { output = function(_, name, data)
+      return held[name]:push(data)
+    end },
+    on_head = function() end,
+  }):take(limits)
+  if not count then
+    return nil, self.driver:blame(message, code, detail)
+  end
   return {
-    id = self.id,
-    pid = self.pid,
-    command = self.command,
-    running = self.program ~= nil and exit == nil and not self.over,
-    exit_code = exit and exit.exit_code or nil,
-    started_at = self.started_at,
+    stdout = held.stdout and (held.stdout:excerpt()) or "",
+    stderr = held.stderr and (held.stderr:excerpt()) or "",
   }
 end
 
@@ -399,8 +425,6 @@ end
 ---@return fun(job: moonsand.Job) run, table opts, moonsand.opensandbox.Command command
 function M.make(driver, spec)
   local self = new(driver)
-  self.command = spec.argv
-  self.started_at = os.time()
   return function(job)
     self.limits = job.limits
     local ok, message, code, detail = bring_input(self, job)
@@ -419,8 +443,10 @@ end
 --- A command that was started before, by anybody: from the start, or from `since` on.
 ---@param driver moonsand.opensandbox.Driver
 ---@param id string
----@param opts { since?: { stdout: integer, stderr: integer }, max_output?: integer }
----@return moonsand.EventProgram? program, string? message, string? code, table? detail
+---@param opts { since: { stdout: integer, stderr: integer }, max_output: integer }
+---@return moonsand.EventProgram? program
+---@return moonsand.opensandbox.Command|string command or message
+---@return string? code, table? detail
 function M.attach(driver, id, opts, limits)
   local self = new(driver)
   self.id = id
@@ -432,13 +458,14 @@ function M.attach(driver, id, opts, limits)
   self.directory = content:match(ROOT:gsub("%p", "%%%0") .. "%x+")
   local log = not content:find(">>%S+/1") -- stdout is execd's log, or there is no script of ours
   local spec = { argv = { id }, stdout = true, stderr = self.directory ~= nil, stdin = false,
-    max_output = opts.max_output or 16 * 1024 * 1024 }
+    max_output = opts.max_output }
   local sources = outputs.sources(spec, self.directory or "", log)
   for _, source in ipairs(sources) do
-    source.at = opts.since and opts.since[source.name] or 0
+    source.at = opts.since[source.name]
     source.head = log and source.name == "stdout" and self.directory ~= nil and source.at == 0
       or nil
   end
+  self.sources = sources
   return programs.new(spec, function(job)
     self.limits = job.limits
     job:began()
@@ -455,7 +482,7 @@ function M.attach(driver, id, opts, limits)
     return exit
   end, { signal = function(_, number, tree)
     return signal(self, number, tree)
-  end, confirms = true })
+  end, confirms = true }), self
 end
 
 return M

@@ -12,6 +12,12 @@ local M = {}
 --- Without a kernel execd tries for ever to make a context; this is how long one may take.
 M.READY = 60
 
+--- The error of code whose kernel did not survive it.
+local DEAD = "DeadKernelError"
+
+--- What execd calls the languages that have another name here.
+local NAMES = { node = "javascript" }
+
 ---@class moonsand.opensandbox.Context
 ---@field id string
 ---@field language string
@@ -21,16 +27,6 @@ M.READY = 60
 local Context = {}
 Context.__index = Context
 Context.__name = "moonsand.opensandbox.Context"
-
----@class moonsand.opensandbox.CodeRun what a run gave
----@field stdout string
----@field stderr string
----@field text? string value of the last expression
----@field displays table[] MIME type -> value
----@field error? { name: string, message: string, traceback: string[] }
----@field execution_count? integer
----@field duration number seconds
----@field reason? "timeout"
 
 --- MIME types by their names; the service calls "text/plain" "text".
 local function display_of(results)
@@ -42,98 +38,59 @@ local function display_of(results)
 end
 
 local function error_of(failure)
-  local traceback = {}
+  local lines = {}
   for i, line in ipairs(type(failure.traceback) == "table" and failure.traceback or {}) do
-    traceback[i] = tostring(line)
+    lines[i] = tostring(line)
   end
-  return { name = tostring(failure.ename or "Error"), message = tostring(failure.evalue or ""),
-    traceback = traceback }
+  return { name = failure.ename, message = failure.evalue, traceback = table.concat(lines, "\n") }
 end
 
----@class moonsand.opensandbox.CodeOptions
----@field timeout? number seconds; the run is interrupted then, and the state stays
----@field on_stdout? fun(data: string)
----@field on_stderr? fun(data: string)
----@field on_display? fun(display: table)
-
---- Puts one event into what the run gives.
-local function take(result, texts, event, opts)
+--- Hands on what one event says, and notes what it tells of the end.
+local function take(told, event, hear)
   local kind = event.type
   if kind == "stdout" or kind == "stderr" then
-    local text = type(event.text) == "string" and event.text or ""
-    texts[kind][#texts[kind] + 1] = text
-    if opts["on_" .. kind] then
-      opts["on_" .. kind](text)
-    end
+    hear["on_" .. kind](event.text)
   elseif kind == "result" and type(event.results) == "table" then
     local display = display_of(event.results)
-    result.displays[#result.displays + 1] = display
-    result.text = display["text/plain"] or result.text
-    if opts.on_display then
-      opts.on_display(display)
-    end
+    told.text = display["text/plain"] or told.text
+    hear.on_display(display)
   elseif kind == "execution_count" then
-    result.execution_count = event.execution_count
+    told.execution_count = event.execution_count
   end
 end
 
---- Interrupts at the time; answers a function that says whether it did, and takes the alarm back.
-local function alarm(self, timeout)
-  local rang = false
-  local untime = timeout and loop.at(loop.now() + timeout, function()
-    rang = true
-    loop.spawn(function()
-      self:interrupt()
-    end)
-  end)
-  return function()
-    if untime then
-      untime()
-    end
-    return rang
-  end
-end
-
---- Runs code in the context.
+--- Runs code: what `box:interpreter` asks of a driver's.
 ---@param code string
----@param opts? moonsand.opensandbox.CodeOptions
----@param limits? moonsand.Limits
----@return moonsand.opensandbox.CodeRun? run, string? message, string? code, table? detail
-function Context:run(code, opts, limits)
-  opts = opts or {}
-  if self.closed then
-    return errors.fail("closed", "the context was closed", { started = false })
+---@param hear table<"on_stdout"|"on_stderr"|"on_display", fun(value: any)>
+---@param limits moonsand.Limits
+---@return { text: string?, execution_count: integer?, error: table?, state_kept: boolean }? told
+---@return string? message, string? code, table? detail
+function Context:run(code, hear, limits)
+  local told = {}
+  if code == "" then
+    return told -- execd takes none
   end
-  local texts = { stdout = {}, stderr = {} }
-  local result = { displays = {} }
-  local began, rang = loop.now(), alarm(self, opts.timeout)
   local run, message, failure, detail = events.run(self.driver.execd, "/code", {
     code = code, context = { id = self.id, language = self.language },
   }, {
-    cancel = limits and limits.token,
+    cancel = limits.token,
     to_the_end = true,
     patient = function()
       return self.driver.paused
     end,
     on_event = function(event)
-      take(result, texts, event, opts)
+      take(told, event, hear)
     end,
   })
-  local late = rang()
   if not run then
-    if failure == "cancelled" then
-      self:interrupt()
-    end
     return nil, self.driver:blame(message, failure, detail)
   end
-  result.stdout, result.stderr = table.concat(texts.stdout), table.concat(texts.stderr)
-  result.error = run.failure and error_of(run.failure) or nil
-  result.duration = loop.now() - began
-  result.reason = late and "timeout" or nil
-  return result
+  told.error = run.failure and error_of(run.failure) or nil
+  told.state_kept = not told.error or told.error.name ~= DEAD
+  return told
 end
 
---- Ends what runs in it, as ^C would.
+--- Ends what runs in it, as Ctrl-C would.
 ---@param limits? moonsand.Limits
 ---@return true|nil ok, string? message, string? code, table? detail
 function Context:interrupt(limits)
@@ -181,7 +138,7 @@ end
 function Context:close()
   if not self.closed then
     self.closed = true
-    self.driver:unless_closed(function()
+    self.driver:unless_gone(function()
       delete(self, loop.limits({ timeout = 10 }, true))
     end)
   end
@@ -204,6 +161,7 @@ end
 ---@param limits? moonsand.Limits
 ---@return moonsand.opensandbox.Context? context, string? message, string? code, table? detail
 function M.create(driver, language, opts, limits)
+  language = NAMES[language] or language
   local request = services.within(limits, { method = "POST", path = "/code/context",
     json = { language = language, cwd = opts and opts.cwd } })
   local own = request.timeout == nil

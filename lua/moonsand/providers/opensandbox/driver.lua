@@ -41,15 +41,21 @@ local LOOK, ONE_PING, READY = 0.2, 5, 30
 ---@field private guard any
 ---@field private asides moonsand.Token cancelled when nothing has to be cleaned up any more
 ---@field private running table<moonsand.EventProgram, true>
+---@field private attached table<moonsand.EventProgram, true> which outlive a handle of `connect`
 ---@field private started table[] commands and terminals, oldest first
 local Driver = {}
 Driver.__index = Driver
+
+local function weak_keys()
+  return setmetatable({}, { __mode = "k" })
+end
 
 Driver.cwd = "/"
 Driver.files = files
 
 local can = {
-  argv = "native", stdin = "native", signals = "native", pty = "native", background = "native",
+  argv = "native", stdin = "native", signals = "native", pty = "native", resize = "native",
+  background = "native",
   files = "native", ports = "native", users = "native", network_allow = "native",
   ["limits.memory"] = "native", ["limits.cpus"] = "native",
   -- of single programs, by ulimit
@@ -93,20 +99,22 @@ function Driver:state()
   return self.ended or self.paused and "paused" or "ready"
 end
 
---- Ends what runs here; what we started in a sandbox that is not ours, too.
+--- Ends what we started here, and lets go of what was attached to.
 local function end_programs(self)
   for program in pairs(self.running) do
     program:signal(KILL, true, "close")
   end
-  self.running = {}
+  for program in pairs(self.attached) do
+    program:detach()
+  end
+  self.running, self.attached = weak_keys(), weak_keys()
 end
 
 --- Ends it, if it is ours; at once, without waiting. Idempotent.
 function Driver:close()
   if self.ended == "closed" then
     return
-  end
-  if not self.owned then
+  elseif not self.owned then
     end_programs(self)
     self.ended = "closed"
     return
@@ -149,29 +157,34 @@ end
 --- For cleaning up, in its own time, which `moonsand.flush` waits for; there is nothing to clean
 --- when the sandbox goes.
 ---@param fn fun()
-function Driver:unless_closed(fn)
-  if self.ended then
-    return
-  end
-  providers.ending(fn)
+function Driver:unless_gone(fn)
+  providers.ending(function()
+    if self.ended ~= "gone" and not (self.ended and self.owned) then
+      fn()
+    end
+  end)
 end
 
 --- A small command of ours that nobody waits for.
 ---@param text string
 function Driver:later(text)
-  self:unless_closed(function()
+  self:unless_gone(function()
     self:aside(text)
   end)
 end
 
-local function remember(self, entry, program)
-  entry.program = program
-  self.running[program] = true
-  self.started[#self.started + 1] = entry
-  if #self.started > KEPT then
-    for i, old in ipairs(self.started) do
-      if not old:row().running then
-        table.remove(self.started, i)
+--- Notes a program for `processes`, unless it is one of ours that looks after the others.
+local function remember(self, entry, spec)
+  local started = self.started
+  if spec.ours then
+    return
+  end
+  entry.command, entry.started_at = table.concat(spec.argv, " "), os.time()
+  started[#started + 1] = entry
+  if #started > KEPT then
+    for i, old in ipairs(started) do
+      if old.exit then
+        table.remove(started, i)
         break
       end
     end
@@ -209,6 +222,34 @@ local function choose(self, spec, job)
   return terminals.make(self, spec)
 end
 
+--- What callers may ask of a program beyond how it runs: `known.entry` is its command or terminal.
+local function expose(program, known)
+  function program.id()
+    return known.entry and known.entry.id
+  end
+  function program.resize(_, columns, rows)
+    local entry = known.entry
+    return entry ~= nil and entry.resize ~= nil and entry:resize(columns, rows)
+  end
+  function program.offsets()
+    local offsets = { stdout = 0, stderr = 0 }
+    for name, at in pairs(known.entry and known.entry:offsets() or {}) do
+      offsets[name] = at - (program[name] and program[name]:unread() or 0)
+    end
+    return offsets
+  end
+  function program.log(_, max, limits)
+    if not known.entry.log then
+      return errors.fail("unsupported", "process:log: OpenSandbox keeps none of a terminal session")
+    end
+    return known.entry:log(max, limits)
+  end
+  function program.detach()
+    program.job.limits.token:cancel "detached"
+  end
+  return program
+end
+
 --- Hands a signal on when it is known to whom; false when that does not come.
 local function hand_on(self, chosen, job, number, tree)
   if self.ended == "closed" and self.owned and number == KILL then
@@ -243,10 +284,12 @@ function Driver:start(spec)
     end
     chosen.signal, chosen.entry = tell, entry
     chosen.news:wake()
-    remember(self, entry, job.program)
+    remember(self, entry, spec)
+    self.running[job.program] = true
     local exit
     exit, message, code, detail = run(job)
     self.running[job.program] = nil
+    entry.exit = exit or {} -- of which nothing is known
     return exit, message, code, detail
   end, {
     signal = function(job, number, tree)
@@ -256,11 +299,7 @@ function Driver:start(spec)
     timeout = not (spec.grace and spec.grace > 0) and not spec.background and not spec.stdin
       and not spec.pty and "native" or nil,
   })
-  function program.resize(_, columns, rows)
-    local entry = chosen.entry
-    return entry ~= nil and entry.resize ~= nil and entry:resize(columns, rows)
-  end
-  return program
+  return expose(program, chosen)
 end
 
 --- What was started here: running, and the last that ended.
@@ -268,27 +307,34 @@ end
 function Driver:processes()
   local rows = {}
   for i, entry in ipairs(self.started) do
-    rows[i] = entry:row()
+    rows[i] = {
+      id = entry.id,
+      pid = entry.pid,
+      command = entry.command,
+      running = entry.exit == nil,
+      exit_code = entry.exit and entry.exit.exit_code,
+      started_at = entry.started_at,
+    }
   end
   return rows
 end
 
 --- A command or a terminal session again, by its id.
 ---@param id string
----@param opts? { since?: table|integer, takeover?: boolean, pty?: boolean, terminal?: boolean }
+---@param opts table since = { stdout, stderr }, max_output, pty, takeover
 ---@return moonsand.EventProgram? program, string? message, string? code, table? detail
 function Driver:attach(id, opts, limits)
-  opts = opts or {}
-  local program, message, code, detail
-  if opts.terminal or opts.pty or id:find("-", 1, true) then -- commands have none in their ids
-    program = terminals.attach(self, id, opts)
+  local program, entry, code, detail
+  if opts.pty or id:find("-", 1, true) then -- commands have none in their ids
+    program, entry = terminals.attach(self, id, opts)
   else
-    program, message, code, detail = commands.attach(self, id, opts, limits)
+    program, entry, code, detail = commands.attach(self, id, opts, limits)
   end
-  if program then
-    self.running[program] = true
+  if not program then
+    return nil, entry, code, detail
   end
-  return program, message, code, detail
+  self.attached[program] = true
+  return expose(program, { entry = entry })
 end
 
 -- ---------------------------------------------------------------- about it
@@ -572,7 +618,8 @@ function M.new(service, known, owned, limits)
     address = nil,
     paused = false,
     ended = nil,
-    running = setmetatable({}, { __mode = "k" }),
+    running = weak_keys(),
+    attached = weak_keys(),
     started = {},
   }, Driver)
 end

@@ -38,7 +38,7 @@ local function read(iterator, what, run, opts)
     if event == nil and not message then
       return nil -- the end of the body
     elseif event == nil then
-      if run.complete or run.failure then
+      if (run.complete or run.failure) and not opts.to_the_end then
         return nil -- a dirty end after the last event is one
       elseif code == "timeout" and opts.patient and opts.patient() then
         event = { type = "ping" }

@@ -251,7 +251,7 @@ end
 --- Takes the session away and, unless they may stay, what the program left; nobody waits.
 local function tidy(self, spec)
   local driver, id, group = self.driver, self.id, self.group
-  driver:unless_closed(function()
+  driver:unless_gone(function()
     if group and not spec.leave then
       driver:aside(("kill -KILL -- -%d"):format(group))
     end
@@ -301,18 +301,10 @@ local function new(driver)
   }, Terminal)
 end
 
---- The row of `processes`.
----@return table
-function Terminal:row()
-  local exit = self.program and self.program:ended()
-  return {
-    id = self.id,
-    pid = self.pid,
-    command = self.command,
-    running = not self.over,
-    exit_code = exit and exit.exit_code or nil,
-    started_at = self.started_at,
-  }
+--- What `attach` takes as `since`: both streams count as one.
+---@return { stdout: integer, stderr: integer }
+function Terminal:offsets()
+  return { stdout = self.at, stderr = 0 }
 end
 
 --- Says how large a pty is from now on.
@@ -326,7 +318,6 @@ end
 ---@return fun(job: moonsand.Job) run, function signal, moonsand.opensandbox.Terminal terminal
 function M.make(driver, spec)
   local self = new(driver)
-  self.command, self.started_at = spec.argv, os.time()
   return function(job)
     local ok, message, code, detail = create(self, job)
     if not ok then
@@ -349,19 +340,18 @@ end
 --- Whoever holds it is sent away with `takeover`.
 ---@param driver moonsand.opensandbox.Driver
 ---@param id string
----@param opts { since?: integer, takeover?: boolean, pty?: boolean, max_output?: integer }
+---@param opts table since = { stdout, stderr }, max_output, pty, takeover
 ---@return moonsand.EventProgram program, moonsand.opensandbox.Terminal terminal
 function M.attach(driver, id, opts)
   local programs = require "moonsand.providers.program"
   local self = new(driver)
-  self.id, self.at = id, opts.since or 0
+  self.id, self.at = id, opts.since.stdout
   if self.at > 0 then
     self.head = nil
   end
   local spec = { argv = { id }, stdin = true, stdout = true, stderr = not opts.pty,
-    pty = opts.pty or nil, max_output = opts.max_output or 16 * 1024 * 1024, leave = true }
-  self.command, self.started_at = spec.argv, os.time()
-  self.program = programs.new(spec, function(job)
+    pty = opts.pty or nil, max_output = opts.max_output, leave = true }
+  return programs.new(spec, function(job)
     local ok, message, code, detail = connect(self, job, opts.takeover)
     if not ok then
       self.over = true
@@ -371,8 +361,7 @@ function M.attach(driver, id, opts)
     return talk(self, job)
   end, { signal = function(_, number, tree)
     return signal(self, number, tree)
-  end, confirms = true })
-  return self.program, self
+  end, confirms = true }), self
 end
 
 return M
