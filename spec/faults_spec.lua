@@ -420,10 +420,12 @@ describe("faults:", function()
       it(mode, function()
         liar(mode)
         local before = core.now()
-        local box, message, code = moonsand.create { timeout = 0.3 }
+        -- what is told at once is waited for: a busy machine starts it late
+        local limit = expected:find "timeout" and 0.3 or 5
+        local box, message, code = moonsand.create { timeout = limit }
         assert.is_nil(box)
         assert.truthy(("|" .. expected .. "|"):find("|" .. code .. "|", 1, true), message)
-        assert.is_true(core.now() - before < 2)
+        assert.is_true(core.now() - before < limit + 2)
         if code == "unavailable" and mode:find "strange" then
           assert.is_nil(message:find "[%c]", "control characters of an agent's in a message")
         end

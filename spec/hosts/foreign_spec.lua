@@ -96,7 +96,7 @@ describe("a loop that is not ours", function()
         gives("0 true true", lua(code .. [[
           moonsand.task(function()
             local r = moonsand.with({}, function(box) return assert(box:exec("sleep 0.5")) end)
-            local even = beats > 35 and beats < 60 and gap < 0.1
+            local even = beats > 10 and beats < 80 and gap < 0.45
             say(r.exit_code, even or beats .. " beats, gap " .. gap,
               turns < 200 or turns .. " turns")
             over = true

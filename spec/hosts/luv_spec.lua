@@ -48,7 +48,7 @@ describe("the host luv", function()
   end)
 
   describe("does not stop the program", function()
-    local FAIR = "say(beats > 20 and beats < 80 and gap < 0.3 or beats .. ' beats, gap ' .. gap)"
+    local FAIR = "say(beats > 10 and beats < 80 and gap < 0.45 or beats .. ' beats, gap ' .. gap)"
 
     it("while a coroutine waits", function()
       gives("true", BEATS .. [[

@@ -49,7 +49,7 @@ timer:start(10, 10, vim.schedule_wrap(function()
 end))
 local function fair()
   timer:close()
-  return beats > 35 and beats < 60 and gap < 0.1 or beats .. ' beats, gap ' .. gap
+  return beats > 10 and beats < 80 and gap < 0.45 or beats .. ' beats, gap ' .. gap
 end
 ]]
 
