@@ -58,7 +58,11 @@ describe("processes of a local sandbox", function()
   describe("box:ps", function()
     it("says of each what the host says", function()
       local p = start "echo up; exec sleep 100"
-      local row = row_of(p.pid)
+      local row
+      support.eventually(10, "it does not sleep", function()
+        row = row_of(p.pid)
+        return row.name == "sleep" and row.state == "sleeping"
+      end)
       local seen = outside()
       assert.equal(1, #seen)
       assert.equal(seen[1].name, row.name)
