@@ -55,6 +55,9 @@ typedef enum ms_record_kind {
   MS_RECORD_SKIPPED,   /* u32 errno, str path: passed over, the rest goes on */
   MS_RECORD_FAILED,    /* u32 errno, str path: the last record, it has failed */
   MS_RECORD_END,       /* u64 entries: the last record, all is there */
+  MS_RECORD_HOLE,      /* u64 length: the next bytes of the file are zeros that take no room */
+  MS_RECORD_LINK,      /* str path, str first: another name of a file that came already */
+  MS_RECORD_LAST,
 } ms_record_kind;
 
 #define MS_RECORD_HEADER 8

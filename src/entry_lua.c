@@ -201,7 +201,8 @@ static int records_feed(lua_State *L) {
 
 /* Pushes a record: its name and what it says. 0 if it says nothing that makes sense. */
 static int push_record(lua_State *L, ms_record *record) {
-  static const char *const names[] = {NULL, "entry", "data", "total", "skipped", "failed", "end"};
+  static const char *const names[] = {NULL,     "entry", "data", "total", "skipped",
+                                      "failed", "end",   "hole", "link"};
   ms_reader *body = &record->body;
   ms_entry e;
   lua_pushstring(L, names[record->kind]);
@@ -220,6 +221,10 @@ static int push_record(lua_State *L, ms_record *record) {
     lua_pushinteger(L, (int32_t)ms_get_u32(body));
     lua_pushstring(L, ms_get_str(body));
     return ms_get_end(body) ? 3 : 0;
+  case MS_RECORD_LINK:
+    lua_pushstring(L, ms_get_str(body));
+    lua_pushstring(L, ms_get_str(body));
+    return ms_get_end(body) ? 3 : 0;
   case MS_RECORD_TOTAL:
     lua_pushnumber(L, (lua_Number)ms_get_u64(body));
     lua_pushnumber(L, (lua_Number)ms_get_u64(body));
@@ -231,8 +236,8 @@ static int push_record(lua_State *L, ms_record *record) {
 }
 
 /* records:next(): "entry", entry · "data", bytes · "total", entries, bytes · "skipped", errno, path
- * · "failed", errno, path · "end", entries; nothing when more has to come; false when what came is
- * no such stream. */
+ * · "failed", errno, path · "end", entries · "hole", bytes · "link", path, first; nothing when more
+ * has to come; false when what came is no such stream. */
 static int records_next(lua_State *L) {
   records *r = check_records(L);
   ms_record record;
