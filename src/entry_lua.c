@@ -199,10 +199,41 @@ static int records_feed(lua_State *L) {
   return 0;
 }
 
+static int push_event(lua_State *L, ms_reader *body) {
+  static const char *const names[] = {NULL, "created", "modified", "removed", "overflow"};
+  uint32_t event = ms_get_u32(body);
+  const char *path = ms_get_str(body);
+  if (!ms_get_end(body) || event < MS_EVENT_CREATED || event > MS_EVENT_OVERFLOW ||
+      (path[0] && !ms_entry_path_ok(path)))
+    return 0;
+  lua_pushstring(L, names[event]);
+  lua_pushstring(L, path);
+  return 3;
+}
+
+/* { path, line, column, text } */
+static int push_match(lua_State *L, ms_reader *body) {
+  uint64_t line = ms_get_u64(body), column = ms_get_u64(body);
+  const char *path = ms_get_str(body);
+  size_t length;
+  const char *text = ms_get_bytes(body, &length);
+  if (!ms_get_end(body) || (path[0] && !ms_entry_path_ok(path)) || line == 0 || column == 0 ||
+      (line | column) >> 52)
+    return 0;
+  lua_createtable(L, 0, 4);
+  set_integer(L, "line", line);
+  set_integer(L, "column", column);
+  lua_pushstring(L, path);
+  lua_setfield(L, -2, "path"); /* match.path */
+  lua_pushlstring(L, text, length);
+  lua_setfield(L, -2, "text"); /* match.text */
+  return 2;
+}
+
 /* Pushes a record: its name and what it says. 0 if it says nothing that makes sense. */
 static int push_record(lua_State *L, ms_record *record) {
-  static const char *const names[] = {NULL,     "entry", "data", "total", "skipped",
-                                      "failed", "end",   "hole", "link"};
+  static const char *const names[] = {NULL,  "entry", "data", "total", "skipped", "failed",
+                                      "end", "hole",  "link", "event", "match"};
   ms_reader *body = &record->body;
   ms_entry e;
   lua_pushstring(L, names[record->kind]);
@@ -221,6 +252,10 @@ static int push_record(lua_State *L, ms_record *record) {
     lua_pushinteger(L, (int32_t)ms_get_u32(body));
     lua_pushstring(L, ms_get_str(body));
     return ms_get_end(body) ? 3 : 0;
+  case MS_RECORD_EVENT:
+    return push_event(L, body);
+  case MS_RECORD_MATCH:
+    return push_match(L, body);
   case MS_RECORD_LINK:
     lua_pushstring(L, ms_get_str(body));
     lua_pushstring(L, ms_get_str(body));
@@ -236,8 +271,9 @@ static int push_record(lua_State *L, ms_record *record) {
 }
 
 /* records:next(): "entry", entry · "data", bytes · "total", entries, bytes · "skipped", errno, path
- * · "failed", errno, path · "end", entries · "hole", bytes · "link", path, first; nothing when more
- * has to come; false when what came is no such stream. */
+ * · "failed", errno, path · "end", entries · "hole", bytes · "link", path, first · "event", which,
+ * path · "match", { path, line, column, text }; nothing when more has to come; false when what came
+ * is no such stream. */
 static int records_next(lua_State *L) {
   records *r = check_records(L);
   ms_record record;

@@ -132,7 +132,9 @@ int ms_unpack_record(ms_unpack *u, ms_record *record) {
     return error < 0 ? error : MS_UNPACK_END;
   case MS_RECORD_HOLE:
   case MS_RECORD_LINK:
-    return -EPROTO; /* of snapshots */
+  case MS_RECORD_EVENT:
+  case MS_RECORD_MATCH:
+    return -EPROTO; /* of others */
   default: {        /* SKIPPED, FAILED */
     int reason = (int)ms_get_u32(body);
     const char *path = ms_get_str(body);

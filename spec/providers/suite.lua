@@ -519,24 +519,6 @@ return function(name, opts)
       end)
     end)
 
-    if not lacks.snapshot then
-      it("has snapshots, from which others are made", function()
-        local kept = ("suite-%d-%d"):format(os.time(), math.random(1e6))
-        assert(box.files:write("/tmp/kept", "text"))
-        assert.equal(kept, assert(box:snapshot(kept)).name)
-        local from = { snapshot = kept }
-        for key, value in pairs(opts.create) do
-          from[key] = value
-        end
-        assert(moonsand.with(from, function(other)
-          assert.equal("text", assert(other.files:read "/tmp/kept"))
-          return true
-        end))
-        assert.is_true(moonsand.delete_snapshot(kept, { provider = box.provider }))
-        assert.equal("not_found", code_of(moonsand.create(from)))
-      end)
-    end
-
     describe("what it lacks", function()
       for _, call in ipairs { { "pause" }, { "resume" }, { "snapshot" }, { "set_lifetime", 60 },
         { "url", 80 } } do

@@ -15,7 +15,7 @@
 static char buffer[FLUSH_AT + MS_PATH_MAX * 2 + 256];
 static ms_writer out = {.data = buffer, .capacity = sizeof buffer};
 
-static void flush(void) {
+void ms_out_flush(void) {
   if (ms_write_all(STDOUT_FILENO, out.data, out.length) < 0)
     _exit(EPIPE); /* nobody listens any more */
   out.length = 0;
@@ -31,7 +31,7 @@ ms_writer *ms_out_begin(uint32_t kind) {
 void ms_out_close(void) {
   ms_record_end(&out, record);
   if (out.length >= FLUSH_AT)
-    flush();
+    ms_out_flush();
 }
 
 void ms_out_entry(const ms_entry *e) {
@@ -57,19 +57,19 @@ void ms_out_total(uint64_t entries, uint64_t bytes) {
 
 int ms_out_failed(int error, const char *path) {
   out_trouble(MS_RECORD_FAILED, error, path);
-  flush();
+  ms_out_flush();
   return 1;
 }
 
 int ms_out_end(uint64_t entries) {
   ms_put_u64(ms_out_begin(MS_RECORD_END), entries);
   ms_out_close();
-  flush();
+  ms_out_flush();
   return 0;
 }
 
 void ms_out_raw(const char *data, size_t length) {
-  flush();
+  ms_out_flush();
   if (ms_write_all(STDOUT_FILENO, data, length) < 0)
     _exit(EPIPE);
 }
@@ -86,6 +86,7 @@ static const struct {
     {"cat", ms_work_cat, 3},           {"pack", ms_work_pack, 2},
     {"unpack", ms_work_unpack, 1},     {"ps", ms_work_ps, 0},
     {"snapshot", ms_work_snapshot, 0}, {"restore", ms_work_restore, 0},
+    {"watch", ms_work_watch, 2},       {"grep", ms_work_grep, 3},
 };
 
 int ms_worker_main(int argc, char **argv) {

@@ -56,7 +56,7 @@ local ALLOW_MAX = 16 -- as the agent takes
 local native = {
   argv = true, stdin = true, signals = true, kill_tree = true, pty = true, resize = true,
   atomic_write = true, files = true, mounts = true, root = true, workspace = true,
-  ports = true, network_allow = true,
+  ports = true, network_allow = true, watch = true, grep = true,
   ["limits.disk"] = true, ["limits.inodes"] = true, ["limits.processes"] = true,
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
