@@ -162,6 +162,7 @@ static int core_usage(lua_State *L) {
 /* Takes a stream of records apart. Holds what has come and was not asked for yet, which is one
  * chunk and less than one record. */
 typedef struct records {
+  bool skim;  /* the bytes of files are not wanted */
   char *data; /* owned */
   size_t at, length, capacity;
 } records;
@@ -170,9 +171,11 @@ static records *check_records(lua_State *L) {
   return luaL_checkudata(L, 1, RECORDS_TYPE);
 }
 
+/* core.records(skim): `skim`: "data" comes with its length, not its bytes. */
 static int core_records(lua_State *L) {
+  bool skim = lua_toboolean(L, 1);
   records *r = lua_newuserdata(L, sizeof *r);
-  *r = (records){0};
+  *r = (records){.skim = skim};
   luaL_setmetatable(L, RECORDS_TYPE);
   return 1;
 }
@@ -231,7 +234,7 @@ static int push_match(lua_State *L, ms_reader *body) {
 }
 
 /* Pushes a record: its name and what it says. 0 if it says nothing that makes sense. */
-static int push_record(lua_State *L, ms_record *record) {
+static int push_record(lua_State *L, ms_record *record, bool skim) {
   static const char *const names[] = {NULL,  "entry", "data", "total", "skipped", "failed",
                                       "end", "hole",  "link", "event", "match"};
   ms_reader *body = &record->body;
@@ -245,7 +248,10 @@ static int push_record(lua_State *L, ms_record *record) {
     ms_entry_push(L, &e);
     return 2;
   case MS_RECORD_DATA:
-    lua_pushlstring(L, body->data, body->length);
+    if (skim)
+      lua_pushinteger(L, (lua_Integer)body->length);
+    else
+      lua_pushlstring(L, body->data, body->length);
     return 2;
   case MS_RECORD_SKIPPED:
   case MS_RECORD_FAILED:
@@ -283,7 +289,7 @@ static int records_next(lua_State *L) {
   if (taken == 0)
     return 0;
   if (taken > 0) {
-    int pushed = push_record(L, &record);
+    int pushed = push_record(L, &record, r->skim);
     r->at += (size_t)taken;
     if (pushed > 0)
       return pushed;

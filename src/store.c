@@ -77,9 +77,10 @@ static int core_remove(lua_State *L) {
   return 1;
 }
 
-/* core.sha256(): one to add to. */
+/* core.sha256(plain): one to add to; `plain`: without the processor's own instructions. */
 static int core_sha256(lua_State *L) {
-  ms_sha256_start(lua_newuserdata(L, sizeof(ms_sha256)));
+  bool plain = lua_toboolean(L, 1);
+  ms_sha256_start(lua_newuserdata(L, sizeof(ms_sha256)), plain);
   luaL_setmetatable(L, SHA256_TYPE);
   return 1;
 }

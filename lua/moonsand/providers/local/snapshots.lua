@@ -97,7 +97,7 @@ end
 --- Copies what the worker writes, and watches for its end. What it says of files that it passed
 --- over goes into `skipped`. The numbers of entries and of bytes; or a failure.
 local function receive(worker, placed, digest, max, skipped)
-  local records, size = core.records(), 0
+  local records, size = core.records(true), 0
   while true do
     local data, message, code, detail = worker:chunk()
     if message then
