@@ -280,7 +280,7 @@ end
 function Sandbox:work(argv, opts)
   opts = opts or {}
   sweep(self)
-  return spawn(self, argv, {
+  local program, message, code, detail = spawn(self, argv, {
     worker = true,
     stdin = opts.stdin,
     stdout = true,
@@ -288,6 +288,10 @@ function Sandbox:work(argv, opts)
     timeout = opts.timeout,
     max_output = 0,
   })
+  if program then
+    self:forget(program) -- who asks for it keeps it: without its reader it ends
+  end
+  return program, message, code, detail
 end
 
 --- One call that the agent answers at once. The number of the error, 0 for none; the body; a file.
