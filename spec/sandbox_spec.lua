@@ -418,7 +418,7 @@ describe("moonsand.sandbox", function()
         for name, expected in pairs {
           argv = "native", stdin = "native", signals = "native", kill_tree = "native",
             atomic_write = "native",
-          ["limits.disk"] = "native", ["limits.memory"] = false, users = false, snapshot = false,
+          ["limits.disk"] = "native", ["limits.memory"] = false, users = false, snapshot = "native",
           pause = false,
         } do
           assert.equal(expected, box:can(name), name)

@@ -182,5 +182,6 @@ int luaopen_moonsand_core(lua_State *L) {
   ms_source_open(L);
   ms_entry_open(L);
   ms_tree_open(L);
+  ms_store_open(L);
   return 1;
 }

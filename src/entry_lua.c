@@ -162,6 +162,7 @@ static int core_usage(lua_State *L) {
 /* Takes a stream of records apart. Holds what has come and was not asked for yet, which is one
  * chunk and less than one record. */
 typedef struct records {
+  bool skim;  /* the bytes of files are not wanted */
   char *data; /* owned */
   size_t at, length, capacity;
 } records;
@@ -170,9 +171,11 @@ static records *check_records(lua_State *L) {
   return luaL_checkudata(L, 1, RECORDS_TYPE);
 }
 
+/* core.records(skim): `skim`: "data" comes with its length, not its bytes. */
 static int core_records(lua_State *L) {
+  bool skim = lua_toboolean(L, 1);
   records *r = lua_newuserdata(L, sizeof *r);
-  *r = (records){0};
+  *r = (records){.skim = skim};
   luaL_setmetatable(L, RECORDS_TYPE);
   return 1;
 }
@@ -199,9 +202,41 @@ static int records_feed(lua_State *L) {
   return 0;
 }
 
+static int push_event(lua_State *L, ms_reader *body) {
+  static const char *const names[] = {NULL, "created", "modified", "removed", "overflow"};
+  uint32_t event = ms_get_u32(body);
+  const char *path = ms_get_str(body);
+  if (!ms_get_end(body) || event < MS_EVENT_CREATED || event > MS_EVENT_OVERFLOW ||
+      (path[0] && !ms_entry_path_ok(path)))
+    return 0;
+  lua_pushstring(L, names[event]);
+  lua_pushstring(L, path);
+  return 3;
+}
+
+/* { path, line, column, text } */
+static int push_match(lua_State *L, ms_reader *body) {
+  uint64_t line = ms_get_u64(body), column = ms_get_u64(body);
+  const char *path = ms_get_str(body);
+  size_t length;
+  const char *text = ms_get_bytes(body, &length);
+  if (!ms_get_end(body) || (path[0] && !ms_entry_path_ok(path)) || line == 0 || column == 0 ||
+      (line | column) >> 52)
+    return 0;
+  lua_createtable(L, 0, 4);
+  set_integer(L, "line", line);
+  set_integer(L, "column", column);
+  lua_pushstring(L, path);
+  lua_setfield(L, -2, "path"); /* match.path */
+  lua_pushlstring(L, text, length);
+  lua_setfield(L, -2, "text"); /* match.text */
+  return 2;
+}
+
 /* Pushes a record: its name and what it says. 0 if it says nothing that makes sense. */
-static int push_record(lua_State *L, ms_record *record) {
-  static const char *const names[] = {NULL, "entry", "data", "total", "skipped", "failed", "end"};
+static int push_record(lua_State *L, ms_record *record, bool skim) {
+  static const char *const names[] = {NULL,  "entry", "data", "total", "skipped", "failed",
+                                      "end", "hole",  "link", "event", "match"};
   ms_reader *body = &record->body;
   ms_entry e;
   lua_pushstring(L, names[record->kind]);
@@ -213,11 +248,22 @@ static int push_record(lua_State *L, ms_record *record) {
     ms_entry_push(L, &e);
     return 2;
   case MS_RECORD_DATA:
-    lua_pushlstring(L, body->data, body->length);
+    if (skim)
+      lua_pushinteger(L, (lua_Integer)body->length);
+    else
+      lua_pushlstring(L, body->data, body->length);
     return 2;
   case MS_RECORD_SKIPPED:
   case MS_RECORD_FAILED:
     lua_pushinteger(L, (int32_t)ms_get_u32(body));
+    lua_pushstring(L, ms_get_str(body));
+    return ms_get_end(body) ? 3 : 0;
+  case MS_RECORD_EVENT:
+    return push_event(L, body);
+  case MS_RECORD_MATCH:
+    return push_match(L, body);
+  case MS_RECORD_LINK:
+    lua_pushstring(L, ms_get_str(body));
     lua_pushstring(L, ms_get_str(body));
     return ms_get_end(body) ? 3 : 0;
   case MS_RECORD_TOTAL:
@@ -231,8 +277,9 @@ static int push_record(lua_State *L, ms_record *record) {
 }
 
 /* records:next(): "entry", entry · "data", bytes · "total", entries, bytes · "skipped", errno, path
- * · "failed", errno, path · "end", entries; nothing when more has to come; false when what came is
- * no such stream. */
+ * · "failed", errno, path · "end", entries · "hole", bytes · "link", path, first · "event", which,
+ * path · "match", { path, line, column, text }; nothing when more has to come; false when what came
+ * is no such stream. */
 static int records_next(lua_State *L) {
   records *r = check_records(L);
   ms_record record;
@@ -242,7 +289,7 @@ static int records_next(lua_State *L) {
   if (taken == 0)
     return 0;
   if (taken > 0) {
-    int pushed = push_record(L, &record);
+    int pushed = push_record(L, &record, r->skim);
     r->at += (size_t)taken;
     if (pushed > 0)
       return pushed;

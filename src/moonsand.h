@@ -23,5 +23,6 @@ void ms_file_open(lua_State *L);     /* file.c: core.host_file */
 void ms_source_open(lua_State *L);   /* source.c: core.source, core.euid */
 void ms_entry_open(lua_State *L);    /* entry_lua.c: core.entry, core.records, core.process … */
 void ms_tree_open(lua_State *L);     /* tree.c: core.pack, core.unpack, core.place */
+void ms_store_open(lua_State *L);    /* store.c: core.private_directory, core.sha256 */
 
 #endif

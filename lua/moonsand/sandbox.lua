@@ -294,7 +294,7 @@ local CALLS = {
   interpreter = "interpreter", attach = "attach",
 }
 local PORTABLE = {
-  files = true, atomic_write = true, watch = true, ps = true, kill = true, metrics = true,
+  files = true, atomic_write = true, watch = true, grep = true, ps = true, kill = true, metrics = true,
   monitor = true, session = true,
 }
 

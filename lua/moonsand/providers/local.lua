@@ -13,6 +13,7 @@ local options = require "moonsand.options"
 local processes = require "moonsand.providers.local.processes"
 local proxies = require "moonsand.network.proxy"
 local rules = require "moonsand.network.rules"
+local snapshots = require "moonsand.providers.local.snapshots"
 
 local M = { name = "local" }
 
@@ -45,7 +46,7 @@ M.options = {
 --- What these may be here, if anything.
 local ONLY = { isolation = "native" }
 local UNSUPPORTED = {
-  "isolation", "image", "template", "snapshot",
+  "isolation", "image", "template",
   "lifetime", "idle_timeout",
 }
 
@@ -55,7 +56,7 @@ local ALLOW_MAX = 16 -- as the agent takes
 local native = {
   argv = true, stdin = true, signals = true, kill_tree = true, pty = true, resize = true,
   atomic_write = true, files = true, mounts = true, root = true, workspace = true,
-  ports = true, network_allow = true,
+  ports = true, network_allow = true, watch = true, grep = true,
   ["limits.disk"] = true, ["limits.inodes"] = true, ["limits.processes"] = true,
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
@@ -279,7 +280,7 @@ end
 function Sandbox:work(argv, opts)
   opts = opts or {}
   sweep(self)
-  return spawn(self, argv, {
+  local program, message, code, detail = spawn(self, argv, {
     worker = true,
     stdin = opts.stdin,
     stdout = true,
@@ -287,6 +288,10 @@ function Sandbox:work(argv, opts)
     timeout = opts.timeout,
     max_output = 0,
   })
+  if program then
+    self:forget(program) -- who asks for it keeps it: without its reader it ends
+  end
+  return program, message, code, detail
 end
 
 --- One call that the agent answers at once. The number of the error, 0 for none; the body; a file.
@@ -363,6 +368,17 @@ end
 --- What its programs asked the proxy for.
 function Sandbox:network_log()
   return self.proxy and self.proxy:read_log() or { dropped = 0 }
+end
+
+--- Keeps its own files.
+---@return table? snapshot, string? message, string? code, table? detail
+function Sandbox:snapshot(name, limits)
+  if self.unsaved then
+    return errors.fail("unsupported", ("%s is a copy, and what was changed in it cannot be kept")
+      :format(self.unsaved), { fix = "upload it instead, or mount it 'ro'" })
+  end
+  -- Names take room that files do not; a tree that grows as it is read comes to an end.
+  return snapshots.take(self, name, self.base, 2 * self.enforced.disk.value + DISK, limits)
 end
 
 --- "ready", "gone", "broken" or "closed".
@@ -628,6 +644,55 @@ local function connect(box, network, limits)
   return box
 end
 
+--- What a snapshot is to be put into lies on what it was taken from.
+local function check_base(found, base)
+  if found.base == base then
+    return true
+  end
+  return errors.fail("invalid", ("the snapshot %s was taken of a sandbox %s root"):format(
+    options.quote(found.name), base == "host" and "with another" or "without another"),
+    { fix = base == "host" and "create { root = …, snapshot = … }" or "leave root out" })
+end
+
+--- The snapshot that a sandbox is to be made from; false: none. Close its file.
+---@return table|false|nil found, string? message, string? code, table? detail
+local function find_snapshot(opts)
+  if not opts.snapshot then
+    return false
+  end
+  local found, message, code, detail = snapshots.find(opts.snapshot)
+  if not found then
+    return nil, message, code, detail
+  end
+  local ok
+  ok, message, code, detail = check_base(found, opts.root and "root" or "host")
+  if not ok then
+    found.file:close()
+    return nil, message, code, detail
+  end
+  return found
+end
+
+local function forget(found)
+  if found then
+    found.file:close()
+  end
+end
+
+--- Fills a new sandbox, if there is something to fill it with; or ends it.
+local function put_back(box, found, kept, limits)
+  if not found then
+    return box
+  end
+  local ok, message, code, detail = snapshots.restore(box, found, kept, limits)
+  forget(found)
+  if not ok then
+    box:close()
+    return nil, message, code, detail
+  end
+  return box
+end
+
 --- Makes a sandbox.
 ---@return moonsand.local.Sandbox? sandbox, string? message, string? code, table? detail
 function M.create(opts, limits)
@@ -655,9 +720,15 @@ function M.create(opts, limits)
   if not planned then
     return nil, enforced, code, detail
   end
+  local found
+  found, message, code, detail = find_snapshot(opts)
+  if found == nil then
+    return nil, message, code, detail
+  end
   local plan
   plan, message, code, detail = mounts.plan(opts, 5)
   if not plan then
+    forget(found)
     return nil, message, code, detail
   end
   local raw
@@ -670,22 +741,33 @@ function M.create(opts, limits)
   }, plan, limits)
   mounts.release(plan)
   if not raw then
+    forget(found)
     return nil, message, code, detail
   end
   planned.disk, planned.inodes = nil, nil
+  local base, unsaved, kept = mounts.survey(plan)
   local box = setmetatable({
     raw = raw,
     limits = planned, -- of each program, unless it says otherwise
     enforced = enforced,
     mounts = mounts.describe(plan),
+    base = base,
+    unsaved = unsaved, -- what no snapshot could hold; nil: nothing
     running = {}, -- keeps them alive: a dropped handle does nothing to its program
     starts = 0,
     forwards = setmetatable({}, { __mode = "v" }),
     urls = {}, -- the forwards behind `url`, by port
     network = network == "host" and "host" or network and "rules" or "none",
   }, Sandbox)
+  box, message, code, detail = put_back(box, found, kept, limits)
+  if not box then
+    return nil, message, code, detail
+  end
   return connect(box, network, limits)
 end
+
+M.snapshots = snapshots.list
+M.delete_snapshot = snapshots.delete
 
 M.kill_confirmed = KILL_CONFIRMED
 
