@@ -52,10 +52,15 @@ typedef enum ms_type {
   /* host -> agent, before MS_READY, as many as MS_CREATE said: u32 flags, str source, str target.
    * File: the source (O_PATH), or a detached tree. */
   MS_MOUNT,
+  /* host -> agent, before those, if MS_CREATE said so: u32 flags. Files: the cgroup.procs of the
+   * control groups that it goes into. */
+  MS_JOIN,
 } ms_type;
 
 #define MS_CREATE_MOUNTS 2u       /* header flag of MS_CREATE: needs sight of the host's mounts */
 #define MS_CREATE_HOST_NETWORK 4u /* and: no network namespace of its own */
+
+#define MS_JOIN_MEMORY 1u /* one of the groups bounds memory: the agent should be the last to go */
 
 #define MS_MOUNT_READ_ONLY 1u
 #define MS_MOUNT_COPY 2u     /* what is written goes to a copy */

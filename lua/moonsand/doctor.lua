@@ -136,6 +136,13 @@ function M.explain(stage, errno, path)
     return NO_SCOPE
   elseif stage == "version" then
     return OTHER_BUILD
+  elseif stage == "cgroup" then
+    return {
+      cause = "the kernel does not let a sandbox into the control group that was made for it: "
+        .. core.strerror(errno),
+      fix = "systemd-run --user --scope -p Delegate=yes PROGRAM, or create without limits of memory "
+        .. "and cpus",
+    }
   elseif stage == "proc" and errno == e.EPERM then
     return MASKED_PROC
   elseif kernel_before(5, 14) then

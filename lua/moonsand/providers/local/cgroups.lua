@@ -1,0 +1,428 @@
+--- Control groups, in which the kernel itself bounds what a sandbox uses: memory, CPU, processes.
+--- Version 2 is one tree, version 1 a tree for each controller; a machine may have both.
+---
+--- A sandbox's groups are made below the group that this process is in, or, in version 2, below the
+--- nearest one above it where that is possible: what bounds us bounds them. Its first process goes
+--- in before it is ready. They are removed when it is over; what nobody was there to remove, the
+--- keeper does (src/agent/keeper.c).
+
+local core = require "moonsand.core"
+
+local M = {}
+
+--- Where the kernel tells of groups, and what touches them. Replaced in tests.
+M.kernel = {
+  membership = "/proc/self/cgroup",
+  mounts = "/proc/self/mountinfo",
+  make = core.cgroup,
+  write = core.cgroup_write,
+  remove = core.cgroup_remove,
+  keeper = core.keeper,
+}
+
+function M.kernel.read(path)
+  local file = io.open(path, "r")
+  local text = file and file:read "*a"
+  if file then
+    file:close()
+  end
+  return text
+end
+
+local NAMES = { "memory", "cpus", "processes" }
+local CONTROLLERS = { memory = "memory", cpus = "cpu", processes = "pids" }
+
+--- The time in which `cpus` is measured, in microseconds.
+local PERIOD = 100000
+
+--- What is written for a limit, by version: file, text. Where there is no swap to bound, its file
+--- is missing.
+local SETTINGS = {
+  {
+    memory = { "memory.limit_in_bytes", "%d", "memory.memsw.limit_in_bytes", "%d" },
+    cpus = { "cpu.cfs_period_us", tostring(PERIOD), "cpu.cfs_quota_us", "%d" },
+    processes = { "pids.max", "%d" },
+  },
+  {
+    memory = { "memory.max", "%d", "memory.swap.max", "0" },
+    cpus = { "cpu.max", "%d " .. PERIOD },
+    processes = { "pids.max", "%d" },
+  },
+}
+local MAY_LACK = { ["memory.memsw.limit_in_bytes"] = true, ["memory.swap.max"] = true }
+
+--- What counts how often a limit was hit, by version: a file, and the word before the number. A
+--- process counts as killed for `memory` only if the limit was `reached` at all: it may have been the
+--- whole machine's memory that ran out.
+local COUNTERS = {
+  {
+    memory = {
+      { "memory.oom_control", "oom_kill " },
+      reached = { { "memory.failcnt", "" }, { "memory.memsw.failcnt", "" } },
+    },
+    processes = { { "pids.events", "max " } },
+  },
+  {
+    memory = { { "memory.events", "oom_kill " }, reached = { { "memory.events", "oom " } } },
+    processes = { { "pids.events", "max " } },
+  },
+}
+
+local LEAF = "^moonsand%-%d+%-%d+%-host$"
+
+-- ---------------------------------------------------------------- names, and who removes them
+
+--- When a process began, as /proc tells it; its parent.
+local function read_stat(pid)
+  local text = M.kernel.read(("/proc/%s/stat"):format(pid))
+  local rest = text and text:match "^.*%) (.*)$"
+  if not rest then
+    return nil
+  end
+  local fields = {}
+  for field in rest:gmatch "%S+" do
+    fields[#fields + 1] = field
+  end
+  return fields[20], tonumber(fields[2])
+end
+
+local state -- of this process: a fork has another
+
+--- `host` names this process, `prefix` this Lua state of it.
+local function own_state()
+  local pid = core.getpid()
+  if not state or state.pid ~= pid then
+    local token = core.random(4):gsub(".", function(byte)
+      return ("%02x"):format(byte:byte())
+    end)
+    local host = ("moonsand-%d-%s"):format(pid, read_stat(pid))
+    state = { pid = pid, host = host, prefix = host .. "-" .. token .. "-", last = 0, keepers = {},
+      owners = setmetatable({}, { __mode = "v" }), paths = {} }
+  end
+  return state
+end
+
+--- Groups whose sandbox was dropped, or ended unseen.
+local function tidy(own)
+  for path in pairs(own.paths) do
+    local owner = own.owners[path]
+    if (not owner or owner.over) and M.kernel.remove(path) then
+      own.paths[path] = nil
+    end
+  end
+end
+
+--- Somebody who removes what is left in these directories once we are gone.
+---@return true|nil ok, integer? errno
+local function keep(own, agent, directories)
+  local missing = {}
+  for _, directory in ipairs(directories) do
+    if not own.keepers[directory] then
+      missing[#missing + 1] = directory
+    end
+  end
+  if #missing == 0 then
+    return true
+  end
+  local keeper, errno = M.kernel.keeper(agent, own.prefix, missing)
+  if not keeper then
+    return nil, errno
+  end
+  for _, directory in ipairs(missing) do
+    own.keepers[directory] = keeper
+  end
+  return true
+end
+
+-- ---------------------------------------------------------------- where groups can be made
+
+--- The group of this process in each tree: by controller of version 1, and `unified`.
+local function memberships()
+  local found = {}
+  for names, path in (M.kernel.read(M.kernel.membership) or ""):gmatch "%d+:([^:\n]*):([^\n]*)" do
+    if names == "" then
+      found.unified = path
+    end
+    for name in names:gmatch "[^,]+" do
+      found[name] = path
+    end
+  end
+  return found
+end
+
+--- Where each tree is mounted: { root, point }.
+local function mounts()
+  local found = {}
+  for line in (M.kernel.read(M.kernel.mounts) or ""):gmatch "[^\n]+" do
+    local root, point, rest = line:match "^%S+ %S+ %S+ (%S+) (%S+) (.*)$"
+    local kind, options = (rest or ""):match "%- (%S+) %S+ (%S+)"
+    local mount = point and { root = root, point = point:gsub("\\(%d%d%d)", function(digits)
+      return string.char(tonumber(digits, 8))
+    end) }
+    if kind == "cgroup2" then
+      found.unified = found.unified or mount
+    elseif kind == "cgroup" then
+      for name in options:gmatch "[^,]+" do
+        found[name] = found[name] or mount
+      end
+    end
+  end
+  return found
+end
+
+--- The directories of a tree from the group of this process up to the top, nearest first.
+local function directories_of(path, mount)
+  local list = {}
+  if not path or not mount or path:find "^/%.%." then -- not mounted, or we are not below what is
+    return list
+  end
+  local below = mount.root == "/" and path or path == mount.root and "/"
+    or path:sub(1, #mount.root + 1) == mount.root .. "/" and path:sub(#mount.root + 1)
+  if not below then
+    return list
+  end
+  below = below:gsub("/+$", "")
+  if below:match("[^/]*$"):find(LEAF) then
+    below = below:gsub("/[^/]*$", "")
+  end
+  while true do
+    list[#list + 1] = mount.point .. below
+    if below == "" then
+      return list
+    end
+    below = below:gsub("/[^/]*$", "")
+  end
+end
+
+local function has_word(text, word)
+  return ((" " .. (text or ""):gsub("%s", " ")) .. " "):find(" " .. word .. " ", 1, true) ~= nil
+end
+
+--- Whether a process is this one or descends from it.
+local function is_own(pid)
+  local own = core.getpid()
+  while pid and pid > 1 and pid ~= own do
+    pid = select(2, read_stat(pid))
+  end
+  return pid == own
+end
+
+--- A group that has groups below it with controllers must not have processes itself: ours go into
+--- one of their own, if all of them are ours.
+local function leave(own, directory)
+  local leaf = ("%s/%s"):format(directory, own.host)
+  leaf = leaf .. "-host"
+  local pids = {}
+  for pid in (M.kernel.read(directory .. "/cgroup.procs") or ""):gmatch "%d+" do
+    if not is_own(tonumber(pid)) then
+      return nil
+    end
+    pids[#pids + 1] = pid
+  end
+  local made, errno = M.kernel.make(leaf)
+  if not made and errno ~= core.errno.EEXIST then
+    return nil
+  end
+  own.leaf = made
+  for _, pid in ipairs(pids) do
+    M.kernel.write(leaf, "cgroup.procs", pid)
+  end
+  return true
+end
+
+--- Sees that groups below a directory of version 2 have these controllers.
+---@return true|nil ok, string? cause
+local function enable(own, directory, names)
+  local there = M.kernel.read(directory .. "/cgroup.controllers")
+  for _, name in ipairs(names) do
+    local controller = CONTROLLERS[name]
+    if not has_word(there, controller) then
+      return nil, ("the group %s has no controller '%s'"):format(directory, controller)
+    end
+    if not has_word(M.kernel.read(directory .. "/cgroup.subtree_control"), controller) then
+      local ok, errno = M.kernel.write(directory, "cgroup.subtree_control", "+" .. controller)
+      if not ok and errno == core.errno.EBUSY and leave(own, directory) then
+        ok, errno = M.kernel.write(directory, "cgroup.subtree_control", "+" .. controller)
+      end
+      if not ok then
+        return nil, errno == core.errno.EBUSY
+          and ("there are other processes in the group %s"):format(directory)
+          or ("the group %s is not for this process to use: %s"):format(directory, core.strerror(errno))
+      end
+    end
+  end
+  return true
+end
+
+-- ---------------------------------------------------------------- making
+
+local FIX = {
+  "run it as root",
+  "systemd-run --user --scope -p Delegate=yes PROGRAM, or Delegate=yes in the service's unit; in a "
+    .. "container, a /sys/fs/cgroup of its own that can be written",
+}
+
+---@class moonsand.local.Groups what holds a sandbox
+---@field handles userdata[]
+---@field held table<string, string> by limit: "cgroup1" or "cgroup2"
+local Groups = {}
+Groups.__index = Groups
+
+local function make_group(self, own, directory)
+  own.last = own.last + 1
+  local path = ("%s/%s%d"):format(directory, own.prefix, own.last)
+  local handle, errno = M.kernel.make(path)
+  if not handle then
+    return nil, ("no group can be made in %s: %s"):format(directory, core.strerror(errno))
+  end
+  own.owners[path], own.paths[path] = self, true
+  self.handles[#self.handles + 1] = handle
+  return handle
+end
+
+--- Writes one limit into a group, and has what counts it watched.
+---@return true|nil ok, string? cause
+local function set(self, handle, version, name, value)
+  if name == "cpus" then
+    value = math.floor(value * PERIOD)
+  end
+  local settings = SETTINGS[version][name]
+  for i = 1, #settings, 2 do
+    local ok, errno = handle:write(settings[i], settings[i + 1]:format(value))
+    if not ok and not (errno == core.errno.ENOENT and MAY_LACK[settings[i]]) then
+      return nil, ("%s cannot be set: %s"):format(settings[i], core.strerror(errno))
+    end
+  end
+  local counter = COUNTERS[version][name]
+  if counter then
+    handle:watch(counter[1][1])
+    for _, other in ipairs(counter.reached or {}) do
+      handle:watch(other[1])
+    end
+    self.counters[name] = { handle = handle, counter = counter }
+  end
+  self.held[name] = "cgroup" .. version
+  return true
+end
+
+--- Version 1: a group for each limit.
+local function make_single(self, own, name, directory, value)
+  local handle, cause = make_group(self, own, directory)
+  if not handle then
+    return nil, cause
+  end
+  return set(self, handle, 1, name, value)
+end
+
+--- Version 2: one group for all; `processes` only if that costs nothing else.
+local function make_unified(self, own, agent, names, candidates, wants)
+  local first = "no cgroup file system is mounted that this process is in"
+  for i, directory in ipairs(candidates) do
+    local handle, errno
+    local ok, cause = enable(own, directory, names)
+    if ok then
+      ok, errno = keep(own, agent, { directory })
+      cause = not ok and "the keeper could not be started: " .. core.strerror(errno)
+    end
+    if ok then
+      handle, cause = make_group(self, own, directory)
+    end
+    if handle then
+      for _, name in ipairs(names) do
+        ok, cause = set(self, handle, 2, name, wants[name])
+        if not ok then
+          return nil, cause
+        end
+      end
+      if wants.processes and enable(own, directory, { "processes" }) then
+        set(self, handle, 2, "processes", wants.processes)
+      end
+      return true
+    end
+    first = i == 1 and cause or first
+  end
+  return nil, first
+end
+
+--- Makes the groups for what is wanted: { memory, cpus, processes }. `processes` is taken along where
+--- it can be. What cannot be held is not there in `held`, but in `missing`.
+---@return moonsand.local.Groups groups, table<string, { cause: string, fix: string }> missing
+function M.make(wants, agent)
+  local own = own_state()
+  tidy(own)
+  local self = setmetatable({ handles = {}, held = {}, counters = {} }, Groups)
+  local paths, points, missing = memberships(), mounts(), {}
+  local single, unified = {}, {}
+  for _, name in ipairs(NAMES) do
+    local directory = directories_of(paths[CONTROLLERS[name]], points[CONTROLLERS[name]])[1]
+    if directory then
+      single[name] = directory
+    elseif wants[name] and name ~= "processes" then
+      unified[#unified + 1] = name
+    end
+  end
+
+  local homes = {}
+  for _, directory in pairs(single) do
+    homes[#homes + 1] = directory
+  end
+  local kept, errno = keep(own, agent, homes)
+  for _, name in ipairs(NAMES) do
+    if single[name] and wants[name] then
+      local ok, cause
+      if kept then
+        ok, cause = make_single(self, own, name, single[name], wants[name])
+      end
+      missing[name] = not ok and {
+        cause = cause or "the keeper could not be started: " .. core.strerror(errno), fix = FIX[1],
+      } or nil
+    end
+  end
+
+  if #unified > 0 then
+    local candidates = directories_of(paths.unified, points.unified)
+    local ok, cause = make_unified(self, own, agent, unified, candidates,
+      { memory = wants.memory, cpus = wants.cpus, processes = not single.processes and wants.processes })
+    for _, name in ipairs(unified) do
+      missing[name] = not ok and { cause = cause, fix = FIX[2] } or nil
+    end
+  end
+  return self, missing
+end
+
+-- ---------------------------------------------------------------- afterwards
+
+local function read_count(handle, row)
+  local text = handle:read(row[1])
+  return tonumber(text and ("\n" .. text):match("\n" .. row[2] .. "(%d+)")) or 0
+end
+
+local function was_reached(handle, rows)
+  for _, row in ipairs(rows or {}) do
+    if read_count(handle, row) > 0 then
+      return true
+    end
+  end
+  return not rows
+end
+
+--- How often each limit was hit so far. Of a sandbox that is over: until then.
+---@return table<string, integer>
+function Groups:hits()
+  local hits = {}
+  for name, each in pairs(self.counters) do
+    local count = read_count(each.handle, each.counter[1])
+    hits[name] = count > 0 and was_reached(each.handle, each.counter.reached) and count or 0
+  end
+  return hits
+end
+
+--- There is no sandbox in them, or will not be one for long.
+function Groups:remove()
+  self.over = true
+  for _, handle in ipairs(self.handles) do
+    handle:remove()
+  end
+end
+
+return M
