@@ -52,21 +52,21 @@ local SETTINGS = {
 local MAY_LACK = { ["memory.memsw.limit_in_bytes"] = true, ["memory.swap.max"] = true }
 
 --- What counts how often a limit was hit, by version: a file, and the word before the number. A
---- process counts as killed for `memory` only if the limit was `reached` at all: it may have been the
---- whole machine's memory that ran out.
+--- process counts as killed for `memory` only if the limit was `reached` at all, which another file
+--- tells: it may have been the whole machine's memory that ran out.
 local COUNTERS = {
   {
-    memory = {
-      { "memory.oom_control", "oom_kill " },
-      reached = { { "memory.failcnt", "" }, { "memory.memsw.failcnt", "" } },
-    },
-    processes = { { "pids.events", "max " } },
+    memory = { "memory.oom_control", "oom_kill ", reached = { "memory.max_usage_in_bytes", "" } },
+    processes = { "pids.events", "max " },
   },
   {
-    memory = { { "memory.events", "oom_kill " }, reached = { { "memory.events", "oom " } } },
-    processes = { { "pids.events", "max " } },
+    memory = { "memory.events", "oom_kill ", reached = { "memory.events", "oom " } },
+    processes = { "pids.events", "max " },
   },
 }
+
+--- The most that was ever used counts as the limit from here on: memory is charged in pieces.
+local NEARLY = 15 / 16
 
 local LEAF = "^moonsand%-%d+%-%d+%-host$"
 
@@ -295,11 +295,10 @@ local function set(self, handle, version, name, value)
   end
   local counter = COUNTERS[version][name]
   if counter then
-    handle:watch(counter[1][1])
-    for _, other in ipairs(counter.reached or {}) do
-      handle:watch(other[1])
-    end
-    self.counters[name] = { handle = handle, counter = counter }
+    handle:watch(counter[1])
+    handle:watch((counter.reached or counter)[1])
+    self.counters[name] = { handle = handle, files = counter,
+      least = version == 1 and value * NEARLY or 1 }
   end
   self.held[name] = "cgroup" .. version
   return true
@@ -397,22 +396,16 @@ local function read_count(handle, row)
   return tonumber(text and ("\n" .. text):match("\n" .. row[2] .. "(%d+)")) or 0
 end
 
-local function was_reached(handle, rows)
-  for _, row in ipairs(rows or {}) do
-    if read_count(handle, row) > 0 then
-      return true
-    end
-  end
-  return not rows
-end
-
 --- How often each limit was hit so far. Of a sandbox that is over: until then.
 ---@return table<string, integer>
 function Groups:hits()
   local hits = {}
   for name, each in pairs(self.counters) do
-    local count = read_count(each.handle, each.counter[1])
-    hits[name] = count > 0 and was_reached(each.handle, each.counter.reached) and count or 0
+    local count, reached = read_count(each.handle, each.files), each.files.reached
+    if count > 0 and reached and read_count(each.handle, reached) < each.least then
+      count = 0
+    end
+    hits[name] = count
   end
   return hits
 end
