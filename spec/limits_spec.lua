@@ -43,7 +43,9 @@ local function fake(opts)
     end
     local directory, name = path:match "^(.*)/([^/]*)$"
     local group = group_of(directory)
-    if group and name == "cgroup.procs" then
+    if group and name == "cgroup.type" then
+      return directory ~= point and "domain\n" or nil
+    elseif group and name == "cgroup.procs" then
       return table.concat(group.procs or {}, "\n") .. "\n"
     end
     return group and group[name]
@@ -57,7 +59,10 @@ local function fake(opts)
       return nil, E.EACCES
     elseif name == "cgroup.subtree_control" then
       if group.procs and #group.procs > 0 and path ~= point then
-        return nil, E.EBUSY
+        if text == "+memory" then
+          return nil, E.EBUSY
+        end
+        group.threads = true -- without a word
       end
       group[name] = (group[name] or "") .. " " .. text:sub(2)
     elseif name == "cgroup.procs" then
@@ -78,6 +83,7 @@ local function fake(opts)
     if not parent or parent.denied then
       return nil, parent and E.EACCES or E.ENOENT
     end
+    assert.is_nil(parent.threads, "nothing can be put into a group below one of threads")
     local below = path:sub(#point + 1)
     kernel.groups[below] = { procs = {}, files = {} }
     local group = kernel.groups[below]
@@ -173,6 +179,15 @@ describe("control groups", function()
       end
       assert.truthy(leaf:find "^/a/scope/moonsand%-%d+%-%d+%-host$", leaf)
       assert.equal(handle.path:match "[^/]*$", (kernel.kept["/cg/a/scope"] or "") .. handle.path:match "%d+$")
+    end)
+
+    it("for the CPU alone do not make the group of this process one of threads", function()
+      local kernel = use { own = "/a", groups = {
+        [""] = { denied = true }, ["/a"] = { procs = { self }, ["cgroup.controllers"] = ALL } } }
+      local groups, missing = cgroups.make({ cpus = 1 }, "agent")
+      assert.same({}, missing)
+      assert.is_true(below(groups.handles[1].path, "/a"))
+      assert.same({}, kernel.groups["/a"].procs)
     end)
 
     it("are found again by a process that went into such a group", function()

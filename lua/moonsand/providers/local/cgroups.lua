@@ -97,7 +97,7 @@ local function own_state()
     end)
     local host = ("moonsand-%d-%s"):format(pid, read_stat(pid))
     state = { pid = pid, host = host, prefix = host .. "-" .. token .. "-", last = 0, keepers = {},
-      owners = setmetatable({}, { __mode = "v" }), paths = {} }
+      leaves = {}, owners = setmetatable({}, { __mode = "v" }), paths = {} }
   end
   return state
 end
@@ -198,36 +198,57 @@ local function has_word(text, word)
   return ((" " .. (text or ""):gsub("%s", " ")) .. " "):find(" " .. word .. " ", 1, true) ~= nil
 end
 
---- Whether a process is this one or descends from it.
+--- Whether a process is this one or descends from it, or is gone meanwhile.
 local function is_own(pid)
   local own = core.getpid()
   while pid and pid > 1 and pid ~= own do
     pid = select(2, read_stat(pid))
   end
-  return pid == own
+  return pid == nil or pid == own
 end
 
---- A group that has groups below it with controllers must not have processes itself: ours go into
---- one of their own, if all of them are ours.
-local function leave(own, directory)
-  local leaf = ("%s/%s"):format(directory, own.host)
-  leaf = leaf .. "-host"
+local function processes_in(directory)
   local pids = {}
   for pid in (M.kernel.read(directory .. "/cgroup.procs") or ""):gmatch "%d+" do
-    if not is_own(tonumber(pid)) then
-      return nil
-    end
     pids[#pids + 1] = pid
   end
-  local made, errno = M.kernel.make(leaf)
-  if not made and errno ~= core.errno.EEXIST then
-    return nil
+  return pids
+end
+
+local function not_ours(directory, errno)
+  return ("the group %s is not for this process to use: %s"):format(directory, core.strerror(errno))
+end
+
+--- How often new processes of ours are followed into the group that they should be in.
+local ROUNDS = 5
+
+--- What has groups with controllers below it must not have processes itself: those there go into a
+--- group of their own, if all of them are ours. (For some controllers the kernel would not refuse,
+--- but make the group one of threads, which no process can be put below.)
+---@return true|nil empty, string? cause
+local function vacate(own, directory)
+  local leaf = ("%s/%s-host"):format(directory, own.host)
+  local others = ("there are other processes in the group %s"):format(directory)
+  for _ = 1, ROUNDS do
+    local pids = processes_in(directory)
+    if #pids == 0 then
+      return true
+    end
+    for _, pid in ipairs(pids) do
+      if not is_own(tonumber(pid)) then
+        return nil, others
+      end
+    end
+    local made, errno = M.kernel.make(leaf)
+    if not made and errno ~= core.errno.EEXIST then
+      return nil, not_ours(directory, errno)
+    end
+    own.leaves[directory] = made or own.leaves[directory]
+    for _, pid in ipairs(pids) do
+      M.kernel.write(leaf, "cgroup.procs", pid)
+    end
   end
-  own.leaf = made
-  for _, pid in ipairs(pids) do
-    M.kernel.write(leaf, "cgroup.procs", pid)
-  end
-  return true
+  return #processes_in(directory) == 0 or nil, others
 end
 
 --- Sees that groups below a directory of version 2 have these controllers.
@@ -235,19 +256,22 @@ end
 local function enable(own, directory, names)
   local there = M.kernel.read(directory .. "/cgroup.controllers")
   for _, name in ipairs(names) do
-    local controller = CONTROLLERS[name]
-    if not has_word(there, controller) then
-      return nil, ("the group %s has no controller '%s'"):format(directory, controller)
+    if not has_word(there, CONTROLLERS[name]) then
+      return nil, ("the group %s has no controller '%s'"):format(directory, CONTROLLERS[name])
     end
-    if not has_word(M.kernel.read(directory .. "/cgroup.subtree_control"), controller) then
-      local ok, errno = M.kernel.write(directory, "cgroup.subtree_control", "+" .. controller)
-      if not ok and errno == core.errno.EBUSY and leave(own, directory) then
-        ok, errno = M.kernel.write(directory, "cgroup.subtree_control", "+" .. controller)
-      end
+  end
+  if M.kernel.read(directory .. "/cgroup.type") then -- else it is the top, which may have both
+    local empty, cause = vacate(own, directory)
+    if not empty then
+      return nil, cause
+    end
+  end
+  for _, name in ipairs(names) do
+    local enabled = M.kernel.read(directory .. "/cgroup.subtree_control")
+    if not has_word(enabled, CONTROLLERS[name]) then
+      local ok, errno = M.kernel.write(directory, "cgroup.subtree_control", "+" .. CONTROLLERS[name])
       if not ok then
-        return nil, errno == core.errno.EBUSY
-          and ("there are other processes in the group %s"):format(directory)
-          or ("the group %s is not for this process to use: %s"):format(directory, core.strerror(errno))
+        return nil, not_ours(directory, errno)
       end
     end
   end
