@@ -16,8 +16,7 @@ local MIB = 1024 * 1024
 --- A tree of version 2 (or, with `single`, one of version 1): groups by path, each with its files.
 ---@param opts { own: string, groups: table<string, table>, root?: string, single?: string[] }
 local function fake(opts)
-  local kernel = { membership = "membership", mounts = "mounts", groups = opts.groups, written = {},
-    removed = {}, kept = {} }
+  local kernel = { membership = "membership", mounts = "mounts", groups = opts.groups, kept = {} }
   local point = "/cg"
 
   local function group_of(path)
@@ -34,10 +33,12 @@ local function fake(opts)
     elseif path == "mounts" then
       local lines = {}
       for i, name in ipairs(opts.single or {}) do
-        lines[i] = ("%d 1 0:2 %s /cg rw - cgroup cgroup rw,%s\n"):format(30 + i, opts.root or "/", name)
+        lines[i] = ("3%d 1 0:2 %s /cg rw - cgroup cgroup rw,%s\n"):format(i, opts.root or "/", name)
+      end
+      if not opts.single then
+        lines[1] = ("40 1 0:2 %s /cg rw shared:9 - cgroup2 cgroup2 rw\n"):format(opts.root or "/")
       end
       return table.concat(lines)
-        .. (opts.single and "" or ("40 1 0:2 %s /cg rw shared:9 - cgroup2 cgroup2 rw\n"):format(opts.root or "/"))
     elseif path:find "^/proc/" then
       return support.read(path)
     end
@@ -102,23 +103,19 @@ local function fake(opts)
     function handle:read(name)
       return self.watched[name] and self.files[name] or nil
     end
-    function handle:remove()
-      kernel.removed[below] = true
-      return true
-    end
     return handle
   end
 
-  function kernel.remove(path)
-    kernel.removed[path:sub(#point + 1)] = true
-    return true
-  end
-
-  function kernel.keeper(_, prefix, directories)
-    for _, directory in ipairs(directories) do
-      kernel.kept[directory] = prefix
-    end
-    return {}
+  function kernel.keeper(_, prefix)
+    return {
+      add = function(_, directory)
+        kernel.kept[directory] = prefix
+        return true
+      end,
+      alive = function()
+        return kernel.keeper_lives ~= false
+      end,
+    }
   end
 
   return kernel
@@ -134,6 +131,7 @@ describe("control groups", function()
   end)
 
   after_each(function()
+    cgroups.kernel.state = nil
     for name, value in pairs(real) do
       cgroups.kernel[name] = value
     end
@@ -141,6 +139,7 @@ describe("control groups", function()
 
   local function use(opts)
     local kernel = fake(opts)
+    cgroups.kernel.state = nil
     for name in pairs(real) do
       cgroups.kernel[name] = kernel[name]
     end
@@ -171,13 +170,7 @@ describe("control groups", function()
         ["pids.max"] = "50" }, handle.files)
       assert.equal(" memory cpu pids", kernel.groups["/a/scope"]["cgroup.subtree_control"])
       assert.same({}, kernel.groups["/a/scope"].procs)
-      local leaf
-      for path, group in pairs(kernel.groups) do
-        if group.procs and group.procs[1] == self then
-          leaf = path
-        end
-      end
-      assert.truthy(leaf:find "^/a/scope/moonsand%-%d+%-%d+%-host$", leaf)
+      assert.same({ self }, kernel.groups["/a/scope/moonsand-host"].procs)
       assert.equal(handle.path:match "[^/]*$", (kernel.kept["/cg/a/scope"] or "") .. handle.path:match "%d+$")
     end)
 
@@ -191,13 +184,13 @@ describe("control groups", function()
     end)
 
     it("are found again by a process that went into such a group", function()
-      local kernel = use { own = "/a/moonsand-1-2-host", groups = {
+      local kernel = use { own = "/a/moonsand-host", groups = {
         [""] = { denied = true }, ["/a"] = { procs = {}, ["cgroup.controllers"] = ALL },
-        ["/a/moonsand-1-2-host"] = { procs = { self }, ["cgroup.controllers"] = "memory" },
+        ["/a/moonsand-host"] = { procs = { self }, ["cgroup.controllers"] = "memory" },
       } }
       local groups = cgroups.make(WANTS, "agent")
       assert.is_true(below(groups.handles[1].path, "/a"))
-      assert.same({ self }, kernel.groups["/a/moonsand-1-2-host"].procs)
+      assert.same({ self }, kernel.groups["/a/moonsand-host"].procs)
     end)
 
     it("are made further up where others are in the same group, who stay where they are", function()
@@ -311,14 +304,16 @@ describe("control groups", function()
     end)
   end)
 
-  it("whose sandbox was dropped are removed when the next one is made", function()
+  it("are watched over by a keeper, another one when it was killed", function()
     local kernel = use { own = "/", single = { "memory" }, groups = { [""] = {} } }
-    local path = cgroups.make({ memory = 64 * MIB }, "agent").handles[1].path
-    assert.is_nil(kernel.removed[path])
-    collectgarbage()
-    collectgarbage()
     cgroups.make({ memory = 64 * MIB }, "agent")
-    assert.is_true(kernel.removed[path])
+    assert.truthy(kernel.kept["/cg"])
+    kernel.kept = {}
+    cgroups.make({ memory = 64 * MIB }, "agent")
+    assert.is_nil(kernel.kept["/cg"])
+    kernel.keeper_lives = false
+    cgroups.make({ memory = 64 * MIB }, "agent")
+    assert.truthy(kernel.kept["/cg"])
   end)
 end)
 
@@ -336,7 +331,7 @@ end
 
 --- The groups of a host that there are now, in all trees.
 local function groups_of(pid)
-  local found = support.run(("find /sys/fs/cgroup -type d -name 'moonsand-%d-*' ! -name '*-host' 2>&1"):format(pid))
+  local found = support.run(("find /sys/fs/cgroup -type d -name 'moonsand-%d-*'"):format(pid))
   local list = {}
   for path in found:gmatch "[^\n]+" do
     list[#list + 1] = path

@@ -13,6 +13,7 @@
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -28,9 +29,16 @@ typedef struct watched {
   char text[TEXT_MAX];
 } watched;
 
+/* The keeper, as its host sees it. */
+typedef struct keeper {
+  int references;
+  int fd; /* owned: our end of its socket, which tells it that we live */
+} keeper;
+
 struct ms_cgroup {
   int references;
-  int fd; /* owned: its directory; -1 once it is gone */
+  keeper *keeper; /* a reference: who removes what we cannot yet; NULL: nobody */
+  int fd;         /* owned: its directory; -1 once it is gone */
   watched files[WATCHED_MAX];
   size_t count;
   char path[PATH_MAX];
@@ -81,16 +89,21 @@ static void let_go(ms_cgroup *g) {
   g->fd = -1;
 }
 
-/* 0 or a negative errno: EBUSY while something runs in it. */
-static int cgroup_remove(ms_cgroup *g) {
-  if (g->fd < 0)
-    return 0;
-  for (size_t i = 0; i < g->count; i++)
-    watched_read(&g->files[i]);
-  if (rmdir(g->path) < 0 && errno != ENOENT)
-    return -errno;
-  let_go(g);
-  return 0;
+/* The first byte says what the path is: a directory of ours, or a group that is to go. False when
+ * the keeper is gone. */
+static int keeper_tell(const keeper *k, char what, const char *path) {
+  char text[PATH_MAX + 1] = {what};
+  size_t length = strlen(path);
+  memcpy(text + 1, path, length);
+  return send(k->fd, text, length + 1, MSG_NOSIGNAL | MSG_DONTWAIT) < 0 ? -errno : 0;
+}
+
+static void keeper_unref(keeper *k) {
+  if (--k->references > 0)
+    return;
+  if (k->fd >= 0)
+    close(k->fd);
+  free(k);
 }
 
 /* For sandboxes ------------------------------------------------------------------------------- */
@@ -104,8 +117,9 @@ ms_cgroup *ms_cgroup_ref(lua_State *L, int index) {
 void ms_cgroup_unref(ms_cgroup *g) {
   if (--g->references > 0)
     return;
-  cgroup_remove(g);
-  let_go(g);
+  ms_cgroup_end(g);
+  if (g->keeper)
+    keeper_unref(g->keeper);
   free(g);
 }
 
@@ -113,16 +127,28 @@ int ms_cgroup_entrance(const ms_cgroup *g) {
   return openat(g->fd, "cgroup.procs", O_WRONLY | O_CLOEXEC);
 }
 
+/* The kernel may take a moment longer than the last process lived. */
 void ms_cgroup_end(ms_cgroup *g) {
-  cgroup_remove(g);
+  if (g->fd < 0)
+    return;
+  for (size_t i = 0; i < g->count; i++)
+    watched_read(&g->files[i]);
+  let_go(g);
+  if (rmdir(g->path) < 0 && errno == EBUSY && g->keeper)
+    keeper_tell(g->keeper, MS_KEEPER_REMOVE, g->path);
 }
 
 /* Lua ----------------------------------------------------------------------------------------- */
 
-/* core.cgroup(path): makes it; nil, errno. */
+static keeper *check_keeper(lua_State *L, int index) {
+  return *(keeper **)luaL_checkudata(L, index, KEEPER_TYPE);
+}
+
+/* core.cgroup(path, keeper): makes it; nil, errno. Without a keeper it stays while it is in use. */
 static int cgroup_new(lua_State *L) {
   size_t length;
   const char *path = luaL_checklstring(L, 1, &length);
+  keeper *k = lua_isnoneornil(L, 2) ? NULL : check_keeper(L, 2);
   if (length >= PATH_MAX)
     return push_outcome(L, -ENAMETOOLONG);
   ms_cgroup **box = lua_newuserdata(L, sizeof *box);
@@ -131,7 +157,9 @@ static int cgroup_new(lua_State *L) {
   ms_cgroup *g = *box = calloc(1, sizeof *g);
   if (!g)
     return push_outcome(L, -ENOMEM);
-  *g = (ms_cgroup){.references = 1, .fd = -1};
+  *g = (ms_cgroup){.references = 1, .keeper = k, .fd = -1};
+  if (k)
+    k->references++;
   memcpy(g->path, path, length + 1);
   if (mkdir(path, 0755) < 0)
     return push_outcome(L, -errno);
@@ -183,9 +211,10 @@ static int cgroup_read(lua_State *L) {
   return 0;
 }
 
-/* group:remove(): true, or nil, errno (EBUSY). */
-static int cgroup_remove_lua(lua_State *L) {
-  return push_outcome(L, cgroup_remove(check_cgroup(L, 1)));
+/* group:remove(): at once, or as soon as nothing runs in it. */
+static int cgroup_remove(lua_State *L) {
+  ms_cgroup_end(check_cgroup(L, 1));
+  return 0;
 }
 
 static int cgroup_gc(lua_State *L) {
@@ -208,44 +237,26 @@ static int core_cgroup_write(lua_State *L) {
   return push_outcome(L, error);
 }
 
-/* core.cgroup_remove(path): true when there is none any more, or nil, errno. */
-static int core_cgroup_remove(lua_State *L) {
-  int gone = rmdir(luaL_checkstring(L, 1)) == 0 || errno == ENOENT;
-  return push_outcome(L, gone ? 0 : -errno);
-}
-
 /* Keeper ------------------------------------------------------------------------------------- */
 
-/* What tells the keeper that its host lives. */
-typedef struct keeper {
-  int fd; /* owned: our end of its pipe */
-} keeper;
-
-enum { KEEPER_DIRECTORIES_MAX = 8 };
-
-/* core.keeper(agent, prefix, directories): starts one; nil, errno. It does its work when what it
- * gives is collected, and at the latest when this process is gone. */
+/* core.keeper(agent, prefix): starts one for groups of that name; nil, errno. It does its work when
+ * what this gives is collected, and at the latest when this process is gone. */
 static int keeper_new(lua_State *L) {
-  char *argv[KEEPER_DIRECTORIES_MAX + 3] = {"moonsand-keeper"};
   const char *path = luaL_checkstring(L, 1);
-  argv[1] = (char *)luaL_checkstring(L, 2);
-  luaL_checktype(L, 3, LUA_TTABLE);
-  size_t count = lua_rawlen(L, 3);
-  luaL_argcheck(L, count <= KEEPER_DIRECTORIES_MAX, 3, "too many directories");
-  luaL_checkstack(L, (int)count + 4, NULL);
-  for (size_t i = 0; i < count; i++) {
-    lua_rawgeti(L, 3, (int)i + 1);
-    argv[i + 2] = (char *)luaL_checkstring(L, -1);
-  }
-  keeper *k = lua_newuserdata(L, sizeof *k);
-  k->fd = -1;
+  char *argv[] = {"moonsand-keeper", (char *)luaL_checkstring(L, 2), NULL};
+  keeper **box = lua_newuserdata(L, sizeof *box);
+  *box = NULL;
   luaL_setmetatable(L, KEEPER_TYPE);
-  int ends[2];
-  if (pipe2(ends, O_CLOEXEC) < 0)
+  keeper *k = *box = malloc(sizeof *k);
+  if (!k)
+    return push_outcome(L, -ENOMEM);
+  *k = (keeper){.references = 1, .fd = -1};
+  int pair[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
     return push_outcome(L, -errno);
-  k->fd = ends[1];
+  k->fd = pair[0];
   pid_t pid;
-  int error = ms_helper_start(path, argv, ends[0], &pid);
+  int error = ms_helper_start(path, argv, pair[1], &pid);
   if (error)
     return push_outcome(L, -error);
   while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) /* ends at once; the host may reap it too */
@@ -253,23 +264,48 @@ static int keeper_new(lua_State *L) {
   return 1;
 }
 
+/* keeper:add(directory): where to look; true, or nil, errno. */
+static int keeper_add(lua_State *L) {
+  const keeper *k = check_keeper(L, 1);
+  size_t length;
+  const char *path = luaL_checklstring(L, 2, &length);
+  return push_outcome(L, length < PATH_MAX ? keeper_tell(k, MS_KEEPER_LOOK, path) : -ENAMETOOLONG);
+}
+
+/* keeper:alive() */
+static int keeper_alive(lua_State *L) {
+  char byte;
+  ssize_t got = recv(check_keeper(L, 1)->fd, &byte, 1, MSG_DONTWAIT);
+  lua_pushboolean(L, got < 0 && errno == EAGAIN);
+  return 1;
+}
+
 static int keeper_gc(lua_State *L) {
-  keeper *k = luaL_checkudata(L, 1, KEEPER_TYPE);
-  if (k->fd >= 0)
-    close(k->fd);
-  k->fd = -1;
+  keeper **box = luaL_checkudata(L, 1, KEEPER_TYPE);
+  if (*box)
+    keeper_unref(*box);
+  *box = NULL;
   return 0;
 }
 
 /* ---------------------------------------------------------------------------------------------- */
 
 static const luaL_Reg methods[] = {
-    {"write", cgroup_write}, {"watch", cgroup_watch},       {"read", cgroup_read},
-    {"remove", cgroup_remove_lua}, {NULL, NULL},
+    {"write", cgroup_write},
+    {"watch", cgroup_watch},
+    {"read", cgroup_read},
+    {"remove", cgroup_remove},
+    {NULL, NULL},
 };
 
 static const luaL_Reg metamethods[] = {
     {"__gc", cgroup_gc},
+    {NULL, NULL},
+};
+
+static const luaL_Reg keeper_methods[] = {
+    {"add", keeper_add},
+    {"alive", keeper_alive},
     {NULL, NULL},
 };
 
@@ -279,15 +315,12 @@ static const luaL_Reg keeper_metamethods[] = {
 };
 
 void ms_cgroup_open(lua_State *L) {
-  static const luaL_Reg none[] = {{NULL, NULL}};
   ms_newtype(L, MS_CGROUP_TYPE, methods, metamethods);
-  ms_newtype(L, KEEPER_TYPE, none, keeper_metamethods);
+  ms_newtype(L, KEEPER_TYPE, keeper_methods, keeper_metamethods);
   lua_pushcfunction(L, keeper_new);
   lua_setfield(L, -2, "keeper"); /* core.keeper */
   lua_pushcfunction(L, cgroup_new);
   lua_setfield(L, -2, "cgroup"); /* core.cgroup */
   lua_pushcfunction(L, core_cgroup_write);
   lua_setfield(L, -2, "cgroup_write"); /* core.cgroup_write */
-  lua_pushcfunction(L, core_cgroup_remove);
-  lua_setfield(L, -2, "cgroup_remove"); /* core.cgroup_remove */
 }

@@ -323,9 +323,9 @@ static void send_mounts(lua_State *L, int table, ms_sandbox *s, uint32_t count) 
     ms_sandbox_failed(s, -error, "files");
 }
 
-/* zygote:create{ disk, inodes, hostname, allow, mounts, sight, host_network, groups, bounds_memory }:
- * a sandbox, starting; or nil, errno. `sight`: one that has to see the host's mounts first. `groups`:
- * the control groups that it goes into, one of which may bound memory. */
+/* zygote:create{ disk, inodes, hostname, allow, mounts, sight, host_network, groups,
+ * bounds_memory }: a sandbox, starting; or nil, errno. `sight`: one that has to see the host's
+ * mounts first. `groups`: the control groups that it goes into, one of which may bound memory. */
 static int zygote_create(lua_State *L) {
   ms_zygote *z = check_zygote(L);
   char text[4096];

@@ -69,7 +69,8 @@ for layer, limits in pairs(layers) do
     end
 
     it("memory ends at the limit", function()
-      local r = explode({ bomb, "memory" }, { limits = not grouped and { memory = "32M" } or nil, timeout = 30 })
+      local r = explode({ bomb, "memory" },
+        { limits = not grouped and { memory = "32M" } or nil, timeout = 30 })
       if grouped then
         assert.same({ "resource_limit", "memory", "KILL" }, { r.status, r.limit, r.signal })
         assert.equal("", r.stdout)

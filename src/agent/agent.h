@@ -115,7 +115,7 @@ int ms_net_scope(void);
 /* MS_CALL_CONNECT and MS_CALL_LISTEN. 0 or a negative errno; `file` then is a socket. */
 int ms_net_call(uint32_t op, uint32_t flags, uint64_t port, ms_writer *reply, int *file);
 
-/* keeper.c: argv is a prefix of names, then directories. Returns the exit status at once; what has
+/* keeper.c: argv is a prefix of names. Returns the exit status at once; what has
  * to be done is done by a child that nobody has to wait for. */
 int ms_keeper_main(int argc, char **argv);
 

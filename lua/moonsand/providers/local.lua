@@ -226,6 +226,7 @@ local function not_spawned(errno, spec)
 end
 
 local function spawn(self, argv, spec)
+  local before = self.groups and self.groups:hits()
   local handle, stdin, stdout, stderr = self.raw:spawn(argv, spec)
   if not handle then
     if stdout then
@@ -241,7 +242,7 @@ local function spawn(self, argv, spec)
     stderr = stderr,
     name = argv[1],
     cwd = spec.cwd,
-    before = self.groups and self.groups:hits(),
+    before = before, -- what the limits had been hit by then
   }, Program)
   self.running[program] = true
   return program

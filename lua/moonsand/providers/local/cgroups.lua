@@ -16,7 +16,6 @@ M.kernel = {
   mounts = "/proc/self/mountinfo",
   make = core.cgroup,
   write = core.cgroup_write,
-  remove = core.cgroup_remove,
   keeper = core.keeper,
 }
 
@@ -68,7 +67,8 @@ local COUNTERS = {
 --- The most that was ever used counts as the limit from here on: memory is charged in pieces.
 local NEARLY = 15 / 16
 
-local LEAF = "^moonsand%-%d+%-%d+%-host$"
+--- Where processes go that must not be where they are. All hosts in a group share it.
+local LEAF = "moonsand-host"
 
 -- ---------------------------------------------------------------- names, and who removes them
 
@@ -86,52 +86,36 @@ local function read_stat(pid)
   return fields[20], tonumber(fields[2])
 end
 
-local state -- of this process: a fork has another
-
---- `host` names this process, `prefix` this Lua state of it.
+--- What we have there: `prefix` names this Lua state of this process. A fork has another.
 local function own_state()
-  local pid = core.getpid()
-  if not state or state.pid ~= pid then
+  local pid, own = core.getpid(), M.kernel.state
+  if not own or own.pid ~= pid then
     local token = core.random(4):gsub(".", function(byte)
       return ("%02x"):format(byte:byte())
     end)
-    local host = ("moonsand-%d-%s"):format(pid, read_stat(pid))
-    state = { pid = pid, host = host, prefix = host .. "-" .. token .. "-", last = 0, keepers = {},
-      leaves = {}, owners = setmetatable({}, { __mode = "v" }), paths = {} }
+    own = { pid = pid, last = 0, kept = {},
+      prefix = ("moonsand-%d-%s-%s-"):format(pid, read_stat(pid), token) }
+    M.kernel.state = own
   end
-  return state
+  return own
 end
 
---- Groups whose sandbox was dropped, or ended unseen.
-local function tidy(own)
-  for path in pairs(own.paths) do
-    local owner = own.owners[path]
-    if (not owner or owner.over) and M.kernel.remove(path) then
-      own.paths[path] = nil
-    end
-  end
-end
-
---- Somebody who removes what is left in these directories once we are gone.
+--- Somebody who removes what is left in a directory once we are gone. One that was killed is
+--- replaced.
 ---@return true|nil ok, integer? errno
-local function keep(own, agent, directories)
-  local missing = {}
-  for _, directory in ipairs(directories) do
-    if not own.keepers[directory] then
-      missing[#missing + 1] = directory
-    end
-  end
-  if #missing == 0 then
+local function keep(own, agent, directory)
+  if own.keeper and own.kept[directory] and own.keeper:alive() then
     return true
   end
-  local keeper, errno = M.kernel.keeper(agent, own.prefix, missing)
-  if not keeper then
-    return nil, errno
+  local errno
+  if not own.keeper or not own.keeper:alive() then
+    own.kept = {}
+    own.keeper, errno = M.kernel.keeper(agent, own.prefix)
   end
-  for _, directory in ipairs(missing) do
-    own.keepers[directory] = keeper
+  if own.keeper then
+    own.kept[directory], errno = own.keeper:add(directory)
   end
-  return true
+  return own.kept[directory], errno
 end
 
 -- ---------------------------------------------------------------- where groups can be made
@@ -182,7 +166,7 @@ local function directories_of(path, mount)
     return list
   end
   below = below:gsub("/+$", "")
-  if below:match("[^/]*$"):find(LEAF) then
+  if below:match "[^/]*$" == LEAF then
     below = below:gsub("/[^/]*$", "")
   end
   while true do
@@ -226,8 +210,8 @@ local ROUNDS = 5
 --- group of their own, if all of them are ours. (For some controllers the kernel would not refuse,
 --- but make the group one of threads, which no process can be put below.)
 ---@return true|nil empty, string? cause
-local function vacate(own, directory)
-  local leaf = ("%s/%s-host"):format(directory, own.host)
+local function vacate(directory)
+  local leaf = directory .. "/" .. LEAF
   local others = ("there are other processes in the group %s"):format(directory)
   for _ = 1, ROUNDS do
     local pids = processes_in(directory)
@@ -243,7 +227,6 @@ local function vacate(own, directory)
     if not made and errno ~= core.errno.EEXIST then
       return nil, not_ours(directory, errno)
     end
-    own.leaves[directory] = made or own.leaves[directory]
     for _, pid in ipairs(pids) do
       M.kernel.write(leaf, "cgroup.procs", pid)
     end
@@ -253,7 +236,7 @@ end
 
 --- Sees that groups below a directory of version 2 have these controllers.
 ---@return true|nil ok, string? cause
-local function enable(own, directory, names)
+local function enable(directory, names)
   local there = M.kernel.read(directory .. "/cgroup.controllers")
   for _, name in ipairs(names) do
     if not has_word(there, CONTROLLERS[name]) then
@@ -261,7 +244,7 @@ local function enable(own, directory, names)
     end
   end
   if M.kernel.read(directory .. "/cgroup.type") then -- else it is the top, which may have both
-    local empty, cause = vacate(own, directory)
+    local empty, cause = vacate(directory)
     if not empty then
       return nil, cause
     end
@@ -292,44 +275,54 @@ local FIX = {
 local Groups = {}
 Groups.__index = Groups
 
+--- One in a directory, and somebody who will remove it.
+---@return userdata? handle, string? cause
 local function make_group(self, own, directory)
+  local kept, errno = keep(own, self.agent, directory)
+  if not kept then
+    return nil, "the keeper could not be started: " .. core.strerror(errno)
+  end
   own.last = own.last + 1
   local path = ("%s/%s%d"):format(directory, own.prefix, own.last)
-  local handle, errno = M.kernel.make(path)
+  local handle
+  handle, errno = M.kernel.make(path, own.keeper)
   if not handle then
     return nil, ("no group can be made in %s: %s"):format(directory, core.strerror(errno))
   end
-  own.owners[path], own.paths[path] = self, true
   self.handles[#self.handles + 1] = handle
   return handle
 end
 
---- Writes one limit into a group, and has what counts it watched.
+--- Has what counts how often a limit is hit watched.
+local function watch(self, handle, version, name, value)
+  local counter = COUNTERS[version][name]
+  if not counter then
+    return
+  end
+  handle:watch(counter[1])
+  handle:watch((counter.reached or counter)[1])
+  self.counters[name] = { handle = handle, files = counter, least = version == 1 and value * NEARLY or 1 }
+end
+
+--- Writes one limit into a group.
 ---@return true|nil ok, string? cause
 local function set(self, handle, version, name, value)
-  if name == "cpus" then
-    value = math.floor(value * PERIOD)
-  end
   local settings = SETTINGS[version][name]
+  local text = name == "cpus" and math.floor(value * PERIOD) or value
   for i = 1, #settings, 2 do
-    local ok, errno = handle:write(settings[i], settings[i + 1]:format(value))
+    local ok, errno = handle:write(settings[i], settings[i + 1]:format(text))
     if not ok and not (errno == core.errno.ENOENT and MAY_LACK[settings[i]]) then
       return nil, ("%s cannot be set: %s"):format(settings[i], core.strerror(errno))
     end
   end
-  local counter = COUNTERS[version][name]
-  if counter then
-    handle:watch(counter[1])
-    handle:watch((counter.reached or counter)[1])
-    self.counters[name] = { handle = handle, files = counter,
-      least = version == 1 and value * NEARLY or 1 }
-  end
+  watch(self, handle, version, name, value)
   self.held[name] = "cgroup" .. version
   return true
 end
 
 --- Version 1: a group for each limit.
-local function make_single(self, own, name, directory, value)
+---@return true|nil ok, string? cause
+local function make_single(self, own, directory, name, value)
   local handle, cause = make_group(self, own, directory)
   if not handle then
     return nil, cause
@@ -337,75 +330,57 @@ local function make_single(self, own, name, directory, value)
   return set(self, handle, 1, name, value)
 end
 
---- Version 2: one group for all; `processes` only if that costs nothing else.
-local function make_unified(self, own, agent, names, candidates, wants)
-  local first = "no cgroup file system is mounted that this process is in"
-  for i, directory in ipairs(candidates) do
-    local handle, errno
-    local ok, cause = enable(own, directory, names)
-    if ok then
-      ok, errno = keep(own, agent, { directory })
-      cause = not ok and "the keeper could not be started: " .. core.strerror(errno)
-    end
+--- Version 2: one for all, in the nearest directory where that is possible. `processes` only if it
+--- is to be had there.
+---@return true|nil ok, string? cause
+local function make_unified(self, own, directories, names, wants)
+  local nearest
+  for _, directory in ipairs(directories) do
+    local handle
+    local ok, cause = enable(directory, names)
     if ok then
       handle, cause = make_group(self, own, directory)
     end
-    if handle then
-      for _, name in ipairs(names) do
-        ok, cause = set(self, handle, 2, name, wants[name])
-        if not ok then
-          return nil, cause
-        end
+    for i = 1, handle and #names or 0 do
+      ok, cause = set(self, handle, 2, names[i], wants[names[i]])
+      if not ok then
+        return nil, cause
       end
-      if wants.processes and enable(own, directory, { "processes" }) then
+    end
+    if handle then
+      if wants.processes and enable(directory, { "processes" }) then
         set(self, handle, 2, "processes", wants.processes)
       end
       return true
     end
-    first = i == 1 and cause or first
+    nearest = nearest or cause
   end
-  return nil, first
+  return nil, nearest or "no cgroup file system is mounted that this process is in"
 end
 
 --- Makes the groups for what is wanted: { memory, cpus, processes }. `processes` is taken along where
 --- it can be. What cannot be held is not there in `held`, but in `missing`.
+---@param agent string the helper program
 ---@return moonsand.local.Groups groups, table<string, { cause: string, fix: string }> missing
 function M.make(wants, agent)
   local own = own_state()
-  tidy(own)
-  local self = setmetatable({ handles = {}, held = {}, counters = {} }, Groups)
-  local paths, points, missing = memberships(), mounts(), {}
-  local single, unified = {}, {}
+  local self = setmetatable({ agent = agent, handles = {}, held = {}, counters = {} }, Groups)
+  local paths, points = memberships(), mounts()
+  local missing, unified, rest = {}, {}, {}
   for _, name in ipairs(NAMES) do
-    local directory = directories_of(paths[CONTROLLERS[name]], points[CONTROLLERS[name]])[1]
-    if directory then
-      single[name] = directory
-    elseif wants[name] and name ~= "processes" then
-      unified[#unified + 1] = name
+    local controller = CONTROLLERS[name]
+    local directory = directories_of(paths[controller], points[controller])[1]
+    if wants[name] and directory then
+      local ok, cause = make_single(self, own, directory, name, wants[name])
+      missing[name] = not ok and { cause = cause, fix = FIX[1] } or nil
+    elseif wants[name] then
+      rest[name] = wants[name]
+      unified[#unified + 1] = name ~= "processes" and name or nil
     end
   end
-
-  local homes = {}
-  for _, directory in pairs(single) do
-    homes[#homes + 1] = directory
-  end
-  local kept, errno = keep(own, agent, homes)
-  for _, name in ipairs(NAMES) do
-    if single[name] and wants[name] then
-      local ok, cause
-      if kept then
-        ok, cause = make_single(self, own, name, single[name], wants[name])
-      end
-      missing[name] = not ok and {
-        cause = cause or "the keeper could not be started: " .. core.strerror(errno), fix = FIX[1],
-      } or nil
-    end
-  end
-
   if #unified > 0 then
-    local candidates = directories_of(paths.unified, points.unified)
-    local ok, cause = make_unified(self, own, agent, unified, candidates,
-      { memory = wants.memory, cpus = wants.cpus, processes = not single.processes and wants.processes })
+    local ok, cause =
+      make_unified(self, own, directories_of(paths.unified, points.unified), unified, rest)
     for _, name in ipairs(unified) do
       missing[name] = not ok and { cause = cause, fix = FIX[2] } or nil
     end
@@ -436,7 +411,6 @@ end
 
 --- There is no sandbox in them, or will not be one for long.
 function Groups:remove()
-  self.over = true
   for _, handle in ipairs(self.handles) do
     handle:remove()
   end

@@ -24,20 +24,19 @@ local SIZES = { disk = true, file_size = true, memory = true }
 local LEAST = { disk = 1024 * 1024, inodes = 128, memory = 4 * 1024 * 1024, cpus = 0.01 }
 
 local function read(name, value)
-  local number, message, code, detail = value, nil, nil, nil
   if SIZES[name] then
-    number, message, code, detail = options.size("limits." .. name, value)
-    if not number then
+    local bytes, message, code, detail = options.size("limits." .. name, value)
+    if not bytes then
       return nil, message, code, detail
     end
+    value = bytes
   elseif not (value > 0) then
     return errors.fail("invalid", ("limits.%s: %s is not a positive number"):format(name, tostring(value)))
   end
-  if number < (LEAST[name] or 0) then
-    return errors.fail("invalid", ("limits.%s: at least %s are needed"):format(name,
-      tostring(LEAST[name])))
+  if value < (LEAST[name] or 0) then
+    return errors.fail("invalid", ("limits.%s: at least %s are needed"):format(name, LEAST[name]))
   end
-  return number
+  return value
 end
 
 local function read_all(asked)
