@@ -15,7 +15,6 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #define KEEPER_TYPE "moonsand.keeper"
@@ -255,13 +254,8 @@ static int keeper_new(lua_State *L) {
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
     return push_outcome(L, -errno);
   k->fd = pair[0];
-  pid_t pid;
-  int error = ms_helper_start(path, argv, pair[1], &pid);
-  if (error)
-    return push_outcome(L, -error);
-  while (waitpid(pid, NULL, 0) < 0 && errno == EINTR) /* ends at once; the host may reap it too */
-    continue;
-  return 1;
+  int error = ms_helper_run(path, argv, pair[1]);
+  return error ? push_outcome(L, -error) : 1;
 }
 
 /* keeper:add(directory): where to look; true, or nil, errno. */

@@ -99,6 +99,20 @@ int ms_helper_start(const char *path, char *const *argv, int theirs, pid_t *pid)
   return error;
 }
 
+int ms_helper_run(const char *path, char *const *argv, int theirs) {
+  sigset_t child, before;
+  sigemptyset(&child);
+  sigaddset(&child, SIGCHLD);
+  pthread_sigmask(SIG_BLOCK, &child, &before);
+  pid_t pid;
+  int error = ms_helper_start(path, argv, theirs, &pid);
+  siginfo_t info;
+  while (!error && waitid(P_PID, (id_t)pid, &info, WEXITED) < 0 && errno == EINTR)
+    continue;
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  return error;
+}
+
 /* 0 or a positive errno. */
 static int zygote_start(ms_zygote *z, const char *path) {
   int pair[2];

@@ -128,6 +128,9 @@ void ms_process_lost(ms_process *p);
 /* Starts the helper program with nothing of ours but argv; `theirs` (taken over) is its file 3, a
  * pidfd of ours its file 4. 0 or a positive errno. */
 int ms_helper_start(const char *path, char *const *argv, int theirs, pid_t *pid);
+/* The same for one that leaves a child behind and ends at once: it is waited for. SIGCHLD waits
+ * meanwhile, as when a zygote is ended. */
+int ms_helper_run(const char *path, char *const *argv, int theirs);
 void ms_zygote_forget(ms_zygote *z, ms_sandbox *s);
 
 #endif
