@@ -553,7 +553,7 @@ describe("memory and cpus of a sandbox", function()
           local left = groups_of(pid)
           return #left == 0, table.concat(left, ", ")
         end)
-        support.eventually(10, how .. ": the keeper stays", function()
+        support.eventually(30, how .. ": the keeper stays", function()
           for each, process in pairs(support.processes()) do
             local line = process.name == "moonsand-keeper" and process.state ~= "Z"
               and support.read(("/proc/%d/cmdline"):format(each)) or ""
@@ -564,6 +564,25 @@ describe("memory and cpus of a sandbox", function()
           return true
         end)
       end
+    end)
+
+    it("leave no group behind for long, even if their keeper was killed as well", function()
+      local text = support.child [[
+        local moonsand = require "moonsand"
+        box = moonsand.assert(moonsand.create { limits = { memory = "64M" } })
+        print(require "moonsand.core".getpid())
+        io.stdout:flush()
+        os.execute("kill -KILL $(pgrep -f '^moonsand-keeper moonsand-'$PPID-) $PPID")]]
+      local pid = tonumber(text:match "^%d+")
+      assert.truthy(pid, text)
+      assert.is_true(#groups_of(pid) > 0)
+      support.child [[
+        local moonsand = require "moonsand"
+        moonsand.assert(moonsand.create { limits = { memory = "64M" } }):destroy(10)]]
+      support.eventually(30, "groups are left", function()
+        local left = groups_of(pid)
+        return #left == 0, table.concat(left, ", ")
+      end)
     end)
 
     it("leave no group behind when the sandbox cannot be made", function()

@@ -20,8 +20,6 @@
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { HOST_SOCKET = 3, HOST_PIDFD = 4 };
@@ -31,8 +29,9 @@ enum { LAST_PAUSE_MS = 1000 };
 /* Of /proc/PID/stat, counted from 1. */
 enum { STARTED_FIELD = 22 };
 enum { DIRECTORIES_MAX = 8 };
-/* Groups that are younger belong to somebody who is about to use them. */
-enum { SETTLED_S = 10 };
+/* What looks like the group of a dead host may be that of one which we cannot see, in a pid
+ * namespace of its own. After so long something runs in it, which keeps it. */
+#define SETTLED_NS UINT64_C(10000000000)
 
 /* When a process began, as /proc tells it; 0: there is none. */
 static unsigned long long started(int pid) {
@@ -51,67 +50,41 @@ static unsigned long long started(int pid) {
   return at ? strtoull(at + 1, NULL, 10) : 0;
 }
 
-/* Is it the group of a host that is dead for good? Its own keeper was killed, then. */
-static bool is_orphan(int directory, const char *name) {
+/* Is it the group of a host that is dead? Its own keeper was killed, then. */
+static bool is_orphan(const char *name) {
   int pid;
   unsigned long long ticks;
-  struct stat st;
-  return sscanf(name, "moonsand-%d-%llu-", &pid, &ticks) == 2 && started(pid) != ticks &&
-         fstatat(directory, name, &st, AT_SYMLINK_NOFOLLOW) == 0 &&
-         time(NULL) - st.st_ctime > SETTLED_S;
+  return sscanf(name, "moonsand-%d-%llu-", &pid, &ticks) == 2 && started(pid) != ticks;
 }
 
-static bool is_ours(const char *name, const char *prefix) {
-  return strncmp(name, prefix, strlen(prefix)) == 0;
-}
-
-/* Removes what is empty, of ours or of the dead: how many of ours are left. */
-static int clear(const char *path, const char *prefix, bool orphans) {
-  DIR *list = opendir(path);
-  int left = 0;
-  if (!list)
-    return 0;
-  int directory = dirfd(list);
-  for (struct dirent *entry; (entry = readdir(list));) {
-    bool ours = is_ours(entry->d_name, prefix);
-    if (orphans ? ours || !is_orphan(directory, entry->d_name) : !ours)
-      continue;
-    if (unlinkat(directory, entry->d_name, AT_REMOVEDIR) < 0 && ours)
-      left++;
-  }
-  closedir(list);
-  return left;
-}
-
-/* What the host has named: directories, and groups that are to go. */
-static char *directories[DIRECTORIES_MAX];
-static size_t directory_count;
+/* A group that is to go, as soon as nothing runs in it. */
 typedef struct group {
   struct group *next;
+  uint64_t due_ns; /* not before; only once, if there is a time */
   char path[];
 } group;
 static group *leaving;
 
-static void look(const char *path, const char *prefix) {
-  if (directory_count == DIRECTORIES_MAX || !(directories[directory_count] = strdup(path)))
-    return;
-  directory_count++;
-  clear(path, prefix, true);
-}
+/* Directories that the host has named. */
+static char *directories[DIRECTORIES_MAX];
+static size_t directory_count;
 
-static void remember(const char *path) {
-  group *g = malloc(sizeof *g + strlen(path) + 1);
+static void remember(const char *directory, const char *name, uint64_t due_ns) {
+  size_t size = strlen(directory) + strlen(name) + 2;
+  group *g = malloc(sizeof *g + size);
   if (!g)
-    return; /* it is found by its name in the end */
-  strcpy(g->path, path);
+    return; /* ours are found by their names in the end */
+  snprintf(g->path, size, "%s%s%s", directory, *name ? "/" : "", name);
+  g->due_ns = due_ns;
   g->next = leaving;
   leaving = g;
 }
 
 static void remove_leaving(void) {
+  uint64_t now = ms_clock_ns();
   for (group **at = &leaving; *at;) {
     group *g = *at;
-    if (rmdir(g->path) < 0 && errno == EBUSY) {
+    if (g->due_ns > now || (rmdir(g->path) < 0 && errno == EBUSY && !g->due_ns)) {
       at = &g->next;
       continue;
     }
@@ -120,16 +93,40 @@ static void remove_leaving(void) {
   }
 }
 
+/* Calls for each name in a directory. */
+static void each_name(const char *path, void (*call)(const char *path, const char *name)) {
+  DIR *list = opendir(path);
+  if (!list)
+    return;
+  for (struct dirent *entry; (entry = readdir(list));)
+    call(path, entry->d_name);
+  closedir(list);
+}
+
+static void suspect(const char *path, const char *name) {
+  if (is_orphan(name))
+    remember(path, name, ms_clock_ns() + SETTLED_NS);
+}
+
+static void look(const char *path) {
+  if (directory_count == DIRECTORIES_MAX || !(directories[directory_count] = strdup(path)))
+    return;
+  directory_count++;
+  each_name(path, suspect);
+}
+
+static int longer(int pause_ms) {
+  return pause_ms < LAST_PAUSE_MS ? pause_ms * 2 : LAST_PAUSE_MS;
+}
+
 /* Listens to the host until it is gone, or has closed its end. */
-static void attend_host(const char *prefix) {
+static void attend_host(void) {
   struct pollfd events[] = {{.fd = HOST_SOCKET, .events = POLLIN},
                             {.fd = HOST_PIDFD, .events = POLLIN}};
-  int pause_ms = 1;
-  for (;;) {
+  for (int pause_ms = 1;; pause_ms = longer(pause_ms)) {
     char text[PATH_MAX + 1];
     int ready = poll(events, 2, leaving ? pause_ms : -1);
     remove_leaving();
-    pause_ms = pause_ms < LAST_PAUSE_MS ? pause_ms * 2 : LAST_PAUSE_MS;
     if (ready <= 0)
       continue;
     ssize_t length = events[0].revents ? recv(HOST_SOCKET, text, sizeof text - 1, MSG_DONTWAIT) : 0;
@@ -140,17 +137,17 @@ static void attend_host(const char *prefix) {
     text[length] = '\0';
     pause_ms = 1;
     if (text[0] == MS_KEEPER_LOOK)
-      look(text + 1, prefix);
+      look(text + 1);
     else
-      remember(text + 1);
+      remember(text + 1, "", 0);
   }
 }
 
-static int clear_all(const char *prefix) {
-  int left = 0;
-  for (size_t i = 0; i < directory_count; i++)
-    left += clear(directories[i], prefix, false);
-  return left;
+static const char *prefix;
+
+static void take(const char *path, const char *name) {
+  if (strncmp(name, prefix, strlen(prefix)) == 0)
+    remember(path, name, 0);
 }
 
 int ms_keeper_main(int argc, char **argv) {
@@ -161,11 +158,14 @@ int ms_keeper_main(int argc, char **argv) {
   prctl(PR_SET_NAME, "moonsand-keeper");
   if (chdir("/") < 0)
     return 1;
-  const char *prefix = argv[0];
-  attend_host(prefix);
-  for (int pause_ms = 1; clear_all(prefix) > 0;) {
+  prefix = argv[0];
+  attend_host();
+  for (size_t i = 0; i < directory_count; i++)
+    each_name(directories[i], take);
+  remove_leaving();
+  for (int pause_ms = 1; leaving; pause_ms = longer(pause_ms)) {
     poll(NULL, 0, pause_ms);
-    pause_ms = pause_ms < LAST_PAUSE_MS ? pause_ms * 2 : LAST_PAUSE_MS;
+    remove_leaving();
   }
   return 0;
 }
