@@ -572,7 +572,14 @@ describe("memory and cpus of a sandbox", function()
         box = moonsand.assert(moonsand.create { limits = { memory = "64M" } })
         print(require "moonsand.core".getpid())
         io.stdout:flush()
-        os.execute("kill -KILL $(pgrep -f '^moonsand-keeper moonsand-'$PPID-) $PPID")]]
+        os.execute [=[
+          for each in /proc/[0-9]*; do
+            case "$(tr '\0' ' ' 2>&1 <$each/cmdline)" in
+            "moonsand-keeper moonsand-$PPID-"*) kill -KILL ${each#/proc/} ;;
+            esac
+          done
+          kill -KILL $PPID]=]
+      ]]
       local pid = tonumber(text:match "^%d+")
       assert.truthy(pid, text)
       assert.is_true(#groups_of(pid) > 0)
