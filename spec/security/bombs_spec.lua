@@ -58,12 +58,18 @@ for layer, limits in pairs(layers) do
 
     for _, mode in ipairs { "fork", "runner", "zombies", "threads", "fill" } do
       it(mode .. " ends at its time", function()
-        local r, took = explode({ bomb, mode }, { timeout = 1 })
-        assert.equal("timed_out", r.status)
-        assert.is_true(took < 20, tostring(took))
-        -- a runner is one at a time
-        assert.equal(grouped and mode ~= "runner" and "processes" or nil,
-          mode ~= "runner" and r.limit or nil)
+        -- what multiplies meets the limit, on a slow machine not within a second
+        local met = grouped and mode ~= "runner" and "processes" or nil
+        local r, took
+        for _, timeout in ipairs { 1, 10 } do
+          r, took = explode({ bomb, mode }, { timeout = timeout })
+          assert.equal("timed_out", r.status)
+          assert.is_true(took < timeout + 20, tostring(took))
+          if mode == "runner" or r.limit == met then
+            break
+          end
+        end
+        assert.equal(met, mode ~= "runner" and r.limit or nil)
         assert_works()
       end)
     end
