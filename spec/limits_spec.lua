@@ -475,6 +475,22 @@ describe("memory and cpus of a sandbox", function()
       box:close()
     end)
 
+    it("memory is not blamed for a sandbox that ended otherwise", function()
+      local box = create { memory = "64M" }
+      moonsand.assert(box:exec(HOG, 30))
+      moonsand.assert(box:exec("true", 10))
+      support.run("kill -KILL " .. support.agent(box))
+      support.eventually(10, "it lives on", function()
+        helper.settle()
+        return box:info().state == "gone"
+      end)
+      local result, message, code, detail = box:exec("true", 10)
+      assert.is_nil(result)
+      assert.equal("gone", code, message)
+      assert.is_nil(detail.limit)
+      box:close()
+    end)
+
     it("is what metrics tell as all the memory that there is", function()
       local box = create { memory = "64M" }
       local metrics = moonsand.assert(box:metrics())
@@ -496,7 +512,7 @@ describe("memory and cpus of a sandbox", function()
       if not result then
         assert.equal("gone", code, message)
         assert.equal("memory", detail.limit)
-        assert.truthy(detail.cause:find("limits.memory", 1, true))
+        assert.truthy(message:find("limits.memory", 1, true))
         local again
         again, message, code, detail = box:exec "true"
         assert.is_nil(again)

@@ -88,8 +88,8 @@ static void let_go(ms_cgroup *g) {
   g->fd = -1;
 }
 
-/* The first byte says what the path is: a directory of ours, or a group that is to go. False when
- * the keeper is gone. */
+/* The first byte says what the path is: a directory of ours, or a group that is to go. 0, or a
+ * negative errno when the keeper is gone. */
 static int keeper_tell(const keeper *k, char what, const char *path) {
   char text[PATH_MAX + 1] = {what};
   size_t length = strlen(path);

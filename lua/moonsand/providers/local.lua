@@ -69,11 +69,11 @@ local function unusable(sandbox, state)
   elseif state == "broken" then
     return errors.fail("protocol", "the sandbox's agent broke the protocol; it was ended")
   end
-  local hit = limiting.hit(sandbox and sandbox.groups)
-  if hit and hit.memory then
-    return errors.fail("gone", "the sandbox ended: it had no memory left", {
+  local hit = sandbox and limiting.hit(sandbox.groups, sandbox.before)
+  if hit and hit.memory then -- nobody tells whom the kernel killed
+    return errors.fail("gone", "the sandbox ended after it had reached limits.memory", {
       limit = "memory",
-      cause = "what ran in it, and its files, reached limits.memory",
+      cause = "the kernel killed in it for memory, most likely its first process",
       fix = "more limits.memory, or less limits.disk, or limits of memory for its programs",
     })
   end
@@ -245,6 +245,7 @@ local function spawn(self, argv, spec)
     before = before, -- what the limits had been hit by then
   }, Program)
   self.running[program] = true
+  self.before = before
   return program
 end
 
