@@ -115,6 +115,7 @@ describe("faults:", function()
       { "no helper", "helper", "ENOENT", {}, "missing", "make" },
       { "a helper that may not run", "helper", "EACCES", {}, "executed", "noexec" },
       { "no room for a helper", "helper", "EAGAIN", {}, "started", "ulimit" },
+      { "a control group that it may not go into", "cgroup", "EACCES", {}, "control group", "Delegate=yes" },
       { "something new", "devpts", "EIO", {}, "devpts", "doctor" },
     }
     for _, row in ipairs(rows) do

@@ -10,6 +10,7 @@
 #ifndef MS_LOCAL_H
 #define MS_LOCAL_H
 
+#include "cgroup.h"
 #include "reactor.h"
 #include "stream.h"
 #include "wire.h"
@@ -61,6 +62,8 @@ struct ms_sandbox {
   ms_process *processes;
   ms_pending *pending;
   size_t pending_count;
+  ms_cgroup *groups[MS_CGROUPS_MAX]; /* references */
+  size_t group_count;
 };
 
 typedef enum ms_process_state {
@@ -122,6 +125,12 @@ bool ms_process_message(ms_sandbox *s, const ms_header *header, ms_reader *body)
 void ms_process_lost(ms_process *p);
 
 /* launch.c */
+/* Starts the helper program with nothing of ours but argv; `theirs` (taken over) is its file 3, a
+ * pidfd of ours its file 4. 0 or a positive errno. */
+int ms_helper_start(const char *path, char *const *argv, int theirs, pid_t *pid);
+/* The same for one that leaves a child behind and ends at once: it is waited for. SIGCHLD waits
+ * meanwhile, as when a zygote is ended. */
+int ms_helper_run(const char *path, char *const *argv, int theirs);
 void ms_zygote_forget(ms_zygote *z, ms_sandbox *s);
 
 #endif

@@ -53,6 +53,12 @@ static void close_pidfd(ms_sandbox *s) {
   s->pidfd = s->pidfd_source.fd = -1;
 }
 
+/* Nothing runs in it any more. */
+static void end_groups(ms_sandbox *s) {
+  for (size_t i = 0; i < s->group_count; i++)
+    ms_cgroup_end(s->groups[i]);
+}
+
 static void lose_everything(ms_sandbox *s) {
   while (s->processes)
     ms_process_lost(s->processes);
@@ -224,6 +230,7 @@ static void pidfd_ready(ms_source *source, uint32_t events) {
   (void)events;
   s->dead = true;
   close_pidfd(s);
+  end_groups(s);
   if (s->socket >= 0)
     socket_ready(&s->socket_source, EPOLLIN); /* its last words, perhaps why it failed */
   if (!s->ready)
@@ -399,6 +406,8 @@ static int sandbox_gc(lua_State *L) {
   close_pidfd(s);
   while (s->pending)
     free_pending(s, &s->pending);
+  while (s->group_count > 0)
+    ms_cgroup_unref(s->groups[--s->group_count]);
   ms_reactor_unref(s->reactor);
   s->reactor = NULL;
   return 0;

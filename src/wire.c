@@ -260,9 +260,10 @@ int ms_receive(int socket, ms_message *message) {
   struct msghdr raw = {
       .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
   ssize_t length;
+  int resets = 0; /* the peer closed before it had read all; once told, what it said is there */
   do
     length = recvmsg(socket, &raw, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  while (length < 0 && errno == EINTR);
+  while (length < 0 && (errno == EINTR || (errno == ECONNRESET && resets++ == 0)));
   if (length < 0)
     return errno == EAGAIN || errno == EWOULDBLOCK ? -EAGAIN : errno == ECONNRESET ? 0 : -errno;
   bool fits = receive_fds(&raw, message);

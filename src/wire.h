@@ -52,16 +52,25 @@ typedef enum ms_type {
   /* host -> agent, before MS_READY, as many as MS_CREATE said: u32 flags, str source, str target.
    * File: the source (O_PATH), or a detached tree. */
   MS_MOUNT,
+  /* host -> agent, before those, if MS_CREATE said so: u32 flags. Files: the cgroup.procs of the
+   * control groups that it goes into. */
+  MS_JOIN,
 } ms_type;
 
 #define MS_CREATE_MOUNTS 2u       /* header flag of MS_CREATE: needs sight of the host's mounts */
 #define MS_CREATE_HOST_NETWORK 4u /* and: no network namespace of its own */
+
+#define MS_JOIN_MEMORY 1u /* a group bounds memory: the agent should be the last to be killed */
 
 #define MS_MOUNT_READ_ONLY 1u
 #define MS_MOUNT_COPY 2u     /* what is written goes to a copy */
 #define MS_MOUNT_DETACHED 4u /* cloned by the host already */
 #define MS_MOUNT_DIRECTORY 8u
 #define MS_MOUNT_ROOT 16u /* it is to be "/"; with MS_MOUNT_COPY it can be written */
+
+/* host -> keeper (agent/keeper.c): one of these, and a path, are a message. */
+#define MS_KEEPER_LOOK 'l'   /* a directory in which groups are made */
+#define MS_KEEPER_REMOVE 'r' /* a group that nothing should run in any more */
 
 #define MS_IN_FILE 1u /* header flag: the body is in the last file passed along, a memfd */
 #define MS_LONG_MAX ((size_t)8 * 1024 * 1024) /* such a body's most */

@@ -9,6 +9,7 @@
  *   filter.c   the system call filter
  *   setid.c    another, for those that write into directories of the host
  *   loop.c     the agent's life: requests in, exits out, timers
+ *   keeper.c   another life of the program: removes the control groups that a host leaves behind
  *   exec.c     programs: starting, tagging, reaping, killing trees
  *   files.c    the file calls, answered at once
  *   net.c      sockets on the sandbox's loopback, for the host
@@ -44,7 +45,8 @@ typedef struct ms_config {
   const char *hostname;
   uint32_t allow_count; /* then as many strings: system calls to allow again */
   const char *allow[MS_ALLOW_MAX];
-  uint32_t mounts; /* so many MS_MOUNTs follow on the agent's own socket */
+  uint32_t joins;  /* 1: an MS_JOIN follows on the agent's own socket */
+  uint32_t mounts; /* then so many MS_MOUNTs */
 } ms_config;
 
 /* Limits of one exec, as rlimits of each of its processes. MS_UNLIMITED leaves one alone. */
@@ -82,6 +84,9 @@ _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid
  * sends the namespace. */
 _Noreturn void ms_idmap_main(int socket, uid_t shown, gid_t shown_gid, uid_t uid, gid_t gid);
 
+/* setup.c: the next message of the host, before the agent is ready. 0 or a negative errno. */
+int ms_setup_receive(int socket, int host_pidfd, ms_message *message);
+
 /* loop.c: serves until the host is gone or the socket is closed. */
 _Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret, ms_message *message);
 /* Sends, or queues when the socket is full. Takes ownership of fd (-1: none). */
@@ -89,6 +94,8 @@ void ms_agent_send(uint16_t type, uint32_t id, const ms_writer *body, int fd);
 
 /* exec.c */
 void ms_exec_init(uint64_t secret);
+/* From now on programs are told to go before the agent when memory runs out. */
+void ms_exec_expose(void);
 /* Starts what an MS_EXEC says; `fds` stay the caller's. Answers MS_STARTED or MS_REFUSED. */
 void ms_exec_start(uint32_t id, ms_reader *body, const int *fds, size_t fd_count);
 void ms_exec_signal(uint32_t id, uint32_t signal, uint32_t target, uint32_t reason);
@@ -107,6 +114,10 @@ int ms_files_call(ms_reader *body, ms_writer *reply, int *file);
 int ms_net_scope(void);
 /* MS_CALL_CONNECT and MS_CALL_LISTEN. 0 or a negative errno; `file` then is a socket. */
 int ms_net_call(uint32_t op, uint32_t flags, uint64_t port, ms_writer *reply, int *file);
+
+/* keeper.c: argv is a prefix of names. Returns the exit status at once; what has
+ * to be done is done by a child that nobody has to wait for. */
+int ms_keeper_main(int argc, char **argv);
 
 /* worker.c: the built-in programs, run in a fork of the agent with its own stdio; returns the exit
  * status. argv[0] is the name. */

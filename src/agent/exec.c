@@ -43,6 +43,8 @@ enum { START_ROUNDS = 100, START_ROUND_MS = 20 };
 enum { CHILD_STACK = 16 * 1024 };
 /* Where the numbered entries of a /proc directory stream begin. */
 #define PROC_FIRST_PID 256
+/* More than the zygote's own, which the agent keeps. */
+#define EXPOSED_SCORE "600"
 
 typedef struct exec {
   struct exec *next;
@@ -62,10 +64,15 @@ typedef struct exec {
 static exec *execs;
 static uint64_t last_tag, secret;
 static int proc_fd = -1;
+static bool exposed; /* programs are more likely than we are to be killed for memory */
 
 void ms_exec_init(uint64_t own_secret) {
   secret = own_secret;
   proc_fd = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+void ms_exec_expose(void) {
+  exposed = true;
 }
 
 /* Tags ---------------------------------------------------------------------------------------- */
@@ -260,6 +267,20 @@ static void await_report(int fd, pid_t pid) {
   child_failure.what = "start";
 }
 
+/* The kernel is to choose a program, not us, when the sandbox's memory is used up. Done from here:
+ * before its exec the child's memory is ours, and so would the value be. */
+static void expose(pid_t pid) {
+  char path[40];
+  snprintf(path, sizeof path, "%d/oom_score_adj", (int)pid);
+  int fd = openat(proc_fd, path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0)
+    return;
+  if (write(fd, EXPOSED_SCORE, strlen(EXPOSED_SCORE)) < 0) {
+    /* Then the larger of us goes, which is hardly the agent. */
+  }
+  close(fd);
+}
+
 /* A process, or -1 and child_failure. A program's child shares our memory until its exec, for
  * speed, with a stack of its own in this frame; not by vfork, whose caller cannot be woken while
  * somebody inside keeps the child stopped. A worker goes on with a copy. */
@@ -284,6 +305,8 @@ static pid_t spawn(const ms_exec *e, const int *stdio, uint64_t tag, char *const
   close(report[1]);
   if (pid > 0)
     await_report(report[0], pid);
+  if (exposed && pid > 0 && !child_failure.error)
+    expose(pid);
   close(report[0]);
   ASAN_UNPOISON_MEMORY_REGION(stack, sizeof stack); /* the child's frames never return */
   return pid;                                       /* one that failed is reaped like any other */

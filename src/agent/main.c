@@ -7,7 +7,7 @@
  * is made, while the host is busy with the first.
  *
  * It is started with an empty environment and these files: 0 to 2 /dev/null, 3 its socket to the
- * host, 4 the host's pidfd. */
+ * host, 4 the host's pidfd. With arguments the program is the keeper instead (keeper.c). */
 #include "agent.h"
 
 #include <errno.h>
@@ -259,7 +259,9 @@ static void zygote_idmap(const zygote *z) {
   }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  if (argc > 1)
+    return ms_keeper_main(argc - 1, argv + 1);
   zygote z = {0};
   if (zygote_prepare(&z) < 0)
     return 1;

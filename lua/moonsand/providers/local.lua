@@ -7,6 +7,7 @@ local environment = require "moonsand.environment"
 local errors = require "moonsand.errors"
 local forwards = require "moonsand.network.forward"
 local inside = require "moonsand.network.inside"
+local limiting = require "moonsand.providers.local.limits"
 local loop = require "moonsand.loop"
 local mounts = require "moonsand.providers.local.mounts"
 local options = require "moonsand.options"
@@ -22,8 +23,6 @@ M.agent = (core.module_path() or ""):gsub("[^/]*$", "") .. "agent"
 
 --- How long the end of a program that was killed is waited for before the kill counts as unconfirmed.
 local KILL_CONFIRMED = 5
-
-local DISK, INODES = 1024 ^ 3, 1e6
 
 M.options = {
   limits = "table",
@@ -52,6 +51,8 @@ local UNSUPPORTED = {
 
 local SECCOMP = { allow = "table" }
 local ALLOW_MAX = 16 -- as the agent takes
+--- Names take room in a snapshot that files do not; a tree that grows as it is read comes to an end.
+local NAMES = 1024 ^ 3
 
 local native = {
   argv = true, stdin = true, signals = true, kill_tree = true, pty = true, resize = true,
@@ -63,6 +64,24 @@ local native = {
 
 --- What `can` may be asked besides.
 M.capabilities = { "mounts", "root", "workspace" }
+
+--- A failure when nothing can be asked of a sandbox any more.
+local function unusable(sandbox, state)
+  if state == "closed" then
+    return errors.fail("closed", "the sandbox was closed")
+  elseif state == "broken" then
+    return errors.fail("protocol", "the sandbox's agent broke the protocol; it was ended")
+  end
+  local hit = sandbox and limiting.hit(sandbox.groups, sandbox.before)
+  if hit and hit.memory then -- nobody tells whom the kernel killed
+    return errors.fail("gone", "the sandbox ended after it had reached limits.memory", {
+      limit = "memory",
+      cause = "the kernel killed in it for memory, most likely its first process",
+      fix = "more limits.memory, or less limits.disk, or limits of memory for its programs",
+    })
+  end
+  return errors.fail("gone", "the sandbox ended")
+end
 
 -- ---------------------------------------------------------------- programs
 
@@ -77,15 +96,9 @@ Program.__index = Program
 --- A failure for a program whose end will never be told. Whether it had begun is known only when
 --- that was told.
 local function lost(self)
-  local started = self.handle:pid() > 0 or nil
-  local state = self.sandbox.raw:state()
-  if state == "closed" then
-    return errors.fail("closed", "the sandbox was closed", { started = started })
-  elseif state == "broken" then
-    return errors.fail("protocol", "the sandbox's agent broke the protocol; it was ended",
-      { started = started })
-  end
-  return errors.fail("gone", "the sandbox ended", { started = started })
+  local _, message, code, detail = unusable(self.sandbox, self.sandbox.raw:state())
+  detail.started = self.handle:pid() > 0 or nil
+  return nil, message, code, detail
 end
 
 local function refused(self, errno, what)
@@ -127,7 +140,9 @@ function Program:ended()
   local state, errno, what = self.handle:state()
   if state == "exited" then
     self.sandbox:forget(self)
-    return self.handle:exit()
+    local exit = self.handle:exit()
+    exit.hit = limiting.hit(self.sandbox.groups, self.before)
+    return exit
   elseif state == "refused" then
     self.sandbox:forget(self)
     return refused(self, errno, what)
@@ -183,7 +198,9 @@ function Sandbox:open(path)
 end
 
 function Sandbox:can(name)
-  return native[name] and "native" or false
+  local limit = name:match "^limits%.(.*)"
+  local held = self.held[limit]
+  return (native[name] or held and held.by ~= "none") and "native" or false
 end
 
 --- The file calls stand on the agent.
@@ -194,16 +211,6 @@ Sandbox.ps = processes.ps
 Sandbox.kill = processes.kill
 Sandbox.sample = processes.sample
 Sandbox.metrics = processes.metrics
-
---- A failure when nothing can be asked of it any more.
-local function unusable(state)
-  if state == "closed" then
-    return errors.fail("closed", "the sandbox was closed")
-  elseif state == "broken" then
-    return errors.fail("protocol", "the sandbox's agent broke the protocol; it was ended")
-  end
-  return errors.fail("gone", "the sandbox ended")
-end
 
 --- What stands in the sandbox where terminals are made may be anything by now.
 local NO_TERMINAL = { [core.errno.ENODEV] = true, [core.errno.ENOENT] = true,
@@ -222,10 +229,11 @@ local function not_spawned(errno, spec)
 end
 
 local function spawn(self, argv, spec)
+  local before = self.groups and self.groups:hits()
   local handle, stdin, stdout, stderr = self.raw:spawn(argv, spec)
   if not handle then
     if stdout then
-      return unusable(stdout)
+      return unusable(self, stdout)
     end
     return not_spawned(stdin, spec)
   end
@@ -237,8 +245,10 @@ local function spawn(self, argv, spec)
     stderr = stderr,
     name = argv[1],
     cwd = spec.cwd,
+    before = before, -- what the limits had been hit by then
   }, Program)
   self.running[program] = true
+  self.before = before
   return program
 end
 
@@ -305,7 +315,7 @@ function Sandbox:call(op, args, limits)
       args.file)
   if not id then
     if state then
-      return unusable(state)
+      return unusable(self, state)
     end
     return errors.errno(errno, "cannot ask the sandbox")
   end
@@ -315,7 +325,7 @@ function Sandbox:call(op, args, limits)
       if number == core.errno.ECONNRESET then
         local now = raw:state()
         if now ~= "ready" then
-          return unusable(now)
+          return unusable(self, now)
         end
       end
       return number, body, file
@@ -338,7 +348,7 @@ end
 ---@return moonsand.Forward? forward, string? message, string? code, table? detail
 function Sandbox:forward(port, listen, box)
   if self.raw:state() ~= "ready" then
-    return unusable(self.raw:state())
+    return unusable(self, self.raw:state())
   end
   local made, message, code, detail = forwards.new(port, listen, function(limits)
     return self:dial(port, limits)
@@ -377,8 +387,7 @@ function Sandbox:snapshot(name, limits)
     return errors.fail("unsupported", ("%s is a copy, and what was changed in it cannot be kept")
       :format(self.unsaved), { fix = "upload it instead, or mount it 'ro'" })
   end
-  -- Names take room that files do not; a tree that grows as it is read comes to an end.
-  return snapshots.take(self, name, self.base, 2 * self.enforced.disk.value + DISK, limits)
+  return snapshots.take(self, name, self.base, 2 * self.held.disk.value + NAMES, limits)
 end
 
 --- "ready", "gone", "broken" or "closed".
@@ -395,7 +404,7 @@ function Sandbox:info()
     pid = self.raw:pid(),
     isolation = "native",
     network = self.network,
-    limits = self.enforced,
+    limits = self.held,
     mounts = self.mounts,
   }
 end
@@ -447,62 +456,6 @@ local function zygote()
   return there
 end
 
---- How each limit is held here. What asks for more than that is refused.
-local HOW = {
-  disk = "tmpfs", inodes = "tmpfs", processes = "rlimit", open_files = "rlimit",
-  file_size = "rlimit", cpu_time = "rlimit",
-}
-local DEFAULTS = { disk = DISK, inodes = INODES, processes = 1024, open_files = 1024 }
-local KNOWN = {
-  disk = "number|string", inodes = "number", processes = "number", open_files = "number",
-  file_size = "number|string", cpu_time = "number", memory = "number|string", cpus = "number",
-}
-local SIZES = { disk = true, file_size = true, memory = true }
-
---- Less is no room for the root itself.
-local LEAST = { disk = 1024 * 1024, inodes = 128 }
-
-local function read_limit(name, value)
-  if SIZES[name] then
-    local bytes, message, code, detail = options.size("limits." .. name, value)
-    if bytes and bytes < (LEAST[name] or 0) then
-      return errors.fail("invalid", ("limits.%s: at least %d are needed"):format(name, LEAST[name]))
-    end
-    return bytes, message, code, detail
-  elseif not (value > 0) or value < (LEAST[name] or 0) then
-    return errors.fail("invalid", ("limits.%s: %s is not a positive number"):format(name, tostring(value)))
-  end
-  return value
-end
-
---- The limits to set, and how each is held; or a failure for one that cannot be.
-local function plan_limits(opts)
-  local limits, enforced = {}, {}
-  local waived = {}
-  for _, name in ipairs(opts.allow_unenforced or {}) do
-    waived[name] = true
-  end
-  for name, value in pairs(DEFAULTS) do
-    limits[name], enforced[name] = value, { value = value, by = HOW[name] }
-  end
-  for name, asked in pairs(options.check("moonsand.create: limits", opts.limits, KNOWN, 6)) do
-    local value, message, code, detail = read_limit(name, asked)
-    if not value then
-      return nil, message, code, detail
-    elseif not HOW[name] and not waived[name] then
-      return errors.fail("unavailable",
-        ("limits.%s cannot be held for a whole sandbox here"):format(name), {
-          cause = "no cgroup that this process may use",
-          fix = ("leave it out, limit single programs (exec's limits), or accept it with "
-            .. "allow_unenforced = { %q }"):format(name),
-        })
-    end
-    limits[name] = HOW[name] and value or nil
-    enforced[name] = { value = value, by = HOW[name] or "none" }
-  end
-  return limits, enforced
-end
-
 --- Why the agent could not become a sandbox.
 local function not_made(stage, errno, plan)
   local mount, message, code, detail = mounts.failure(plan, stage, errno)
@@ -521,7 +474,7 @@ local function await_ready(raw, plan, limits)
     if state == "ready" then
       return true
     elseif state == "broken" then
-      return unusable(state)
+      return unusable(nil, state)
     elseif state ~= "starting" then
       return not_made(stage, errno, plan)
     end
@@ -715,11 +668,6 @@ function M.create(opts, limits)
   if not allow then
     return nil, message, code, detail
   end
-  local planned, enforced
-  planned, enforced, code, detail = plan_limits(opts)
-  if not planned then
-    return nil, enforced, code, detail
-  end
   local found
   found, message, code, detail = find_snapshot(opts)
   if found == nil then
@@ -731,25 +679,37 @@ function M.create(opts, limits)
     forget(found)
     return nil, message, code, detail
   end
+  local planned
+  planned, message, code, detail = limiting.plan(opts, M.agent)
+  if not planned then
+    forget(found)
+    mounts.release(plan)
+    return nil, message, code, detail
+  end
   local raw
   raw, message, code, detail = make({
-    disk = planned.disk,
-    inodes = planned.inodes,
+    disk = planned.values.disk,
+    inodes = planned.values.inodes,
     hostname = hostname,
     allow = allow,
     host_network = network == "host",
+    groups = planned.groups and planned.groups.handles,
+    bounds_memory = planned.groups and planned.groups.held.memory ~= nil,
   }, plan, limits)
   mounts.release(plan)
   if not raw then
     forget(found)
+    if planned.groups then
+      planned.groups:remove()
+    end
     return nil, message, code, detail
   end
-  planned.disk, planned.inodes = nil, nil
   local base, unsaved, kept = mounts.survey(plan)
   local box = setmetatable({
     raw = raw,
-    limits = planned, -- of each program, unless it says otherwise
-    enforced = enforced,
+    limits = limiting.of_programs(planned), -- of each program, unless it says otherwise
+    held = planned.held,
+    groups = planned.groups,
     mounts = mounts.describe(plan),
     base = base,
     unsaved = unsaved, -- what no snapshot could hold; nil: nothing
