@@ -187,6 +187,7 @@ static bool on_message(ms_sandbox *s, ms_message *message) {
   case MS_STARTED:
   case MS_REFUSED:
   case MS_EXITED:
+  case MS_GAP:
     return message->fd_count == 0 && ms_process_message(s, &message->header, &message->body);
   default:
     return false;
@@ -217,6 +218,11 @@ static void socket_ready(ms_source *source, uint32_t events) {
     }
   }
   sandbox_watch(s);
+}
+
+void ms_sandbox_hear(ms_sandbox *s) {
+  if (s->socket >= 0 && !ms_reactor_foreign(s->reactor))
+    socket_ready(&s->socket_source, EPOLLIN);
 }
 
 static void pidfd_ready(ms_source *source, uint32_t events) {
@@ -424,10 +430,19 @@ ms_sandbox *ms_sandbox_new(lua_State *L, ms_reactor *r, int socket) {
 }
 
 static const luaL_Reg methods[] = {
-    {"id", sandbox_id},           {"arm", sandbox_arm},     {"state", sandbox_state},
-    {"dead", sandbox_dead},       {"call", sandbox_call},   {"take", sandbox_take},
-    {"abandon", sandbox_abandon}, {"open", sandbox_open},   {"pid", sandbox_pid},
-    {"spawn", ms_process_spawn},  {"close", sandbox_close}, {NULL, NULL},
+    {"id", sandbox_id},
+    {"arm", sandbox_arm},
+    {"state", sandbox_state},
+    {"dead", sandbox_dead},
+    {"call", sandbox_call},
+    {"take", sandbox_take},
+    {"abandon", sandbox_abandon},
+    {"open", sandbox_open},
+    {"pid", sandbox_pid},
+    {"spawn", ms_process_spawn},
+    {"attach", ms_process_attach},
+    {"close", sandbox_close},
+    {NULL, NULL},
 };
 
 static const luaL_Reg metamethods[] = {

@@ -1,6 +1,7 @@
 --- Sandboxes on this machine, without a service, a daemon or root: a thin layer over the C core,
 --- which starts them through the zygote and speaks with their agents.
 
+local background = require "moonsand.providers.local.background"
 local core = require "moonsand.core"
 local doctor = require "moonsand.doctor"
 local environment = require "moonsand.environment"
@@ -55,7 +56,7 @@ local ALLOW_MAX = 16 -- as the agent takes
 local native = {
   argv = true, stdin = true, signals = true, kill_tree = true, pty = true, resize = true,
   atomic_write = true, files = true, mounts = true, root = true, workspace = true,
-  ports = true, network_allow = true,
+  ports = true, network_allow = true, background = true, attach = true,
   ["limits.disk"] = true, ["limits.inodes"] = true, ["limits.processes"] = true,
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
@@ -73,6 +74,13 @@ M.capabilities = { "mounts", "root", "workspace" }
 local Program = {}
 Program.__index = Program
 
+--- The same, where it runs in the background.
+local Background = {}
+for name, method in pairs(background.methods) do
+  Background[name] = method
+end
+Background.__index = setmetatable(Background, Program)
+
 --- A failure for a program whose end will never be told. Whether it had begun is known only when
 --- that was told.
 local function lost(self)
@@ -89,6 +97,11 @@ end
 
 local function refused(self, errno, what)
   local code = errors.code(errno)
+  if what == "id" then
+    return errors.fail("not_found", "there is no such program in the background, or not any more")
+  elseif what == "since" then
+    return errors.fail("invalid", "since: it has not written so much")
+  end
   if what == "program" and code == "not_a_directory" then
     code = "not_found"
   end
@@ -134,6 +147,19 @@ function Program:ended()
     self.sandbox:forget(self)
     return lost(self)
   end
+end
+
+--- The same, as soon as it is known: what it wrote may still be on its way.
+Background.over = Program.ended
+
+function Background:ended()
+  local exit, message, code, detail = self:over()
+  for _, name in ipairs { "stdout", "stderr" } do
+    if exit and self[name] and not self[name]:ended() then
+      return nil
+    end
+  end
+  return exit, message, code, detail
 end
 
 --- Sends a signal to the first process or to all. KILL for all may carry the reason.
@@ -236,8 +262,8 @@ local function spawn(self, argv, spec)
     stderr = stderr,
     name = argv[1],
     cwd = spec.cwd,
-  }, Program)
-  self.running[program] = true
+  }, spec.background and Background or Program)
+  self.running[program] = not spec.background or nil
   return program
 end
 
@@ -270,8 +296,43 @@ function Sandbox:start(spec)
       spec[name] = value
     end
   end
+  if spec.background then
+    local ok, message, code, detail = background.plan(spec)
+    if not ok then
+      return nil, message, code, detail
+    end
+  end
   return spawn(self, spec.argv, spec)
 end
+
+--- One that runs in the background, by its number there; answers at once.
+---@return moonsand.local.Program? program, string? message, string? code, table? detail
+function Sandbox:look(number, opts)
+  local handle, stdout, stderr = self.raw:attach(number, opts)
+  if not handle then
+    if stderr then
+      return unusable(stderr)
+    end
+    return errors.errno(stdout, "cannot attach")
+  end
+  return setmetatable({ sandbox = self, handle = handle, stdout = stdout, stderr = stderr },
+    Background)
+end
+
+---@param id string
+---@return moonsand.local.Program? program, string? message, string? code, table? detail
+function Sandbox:attach(id, opts, limits)
+  local number = background.number(id)
+  if not number then
+    return errors.fail("not_found", ("there is no program %s in the background"):format(
+      options.quote(id)), { id = id })
+  elseif opts.pty or opts.takeover then
+    return errors.fail("unsupported", "box:attach: no terminal can be attached to here", { id = id })
+  end
+  return background.attach(self, number, opts, limits)
+end
+
+Sandbox.processes = background.list
 
 --- One of the agent's own programs, which walk trees: see src/agent/worker.c.
 ---@param argv string[]
