@@ -51,6 +51,7 @@ struct ms_sandbox {
   uint32_t create_id;
   ms_sandbox_state state;
   bool created, ready; /* the two halves of a start */
+  bool shared;         /* it lives without us: our end is not its end */
   bool dead;           /* the kernel says so: nothing in it runs any more */
   int pid, error;
   char stage[32];

@@ -49,6 +49,8 @@ typedef enum ms_type {
   /* host -> zygote: u32 uid, u32 gid. File: a socket, which is answered with a user namespace that
    * shows these as the sandboxes' one user, or with an i32 errno. */
   MS_IDMAP,
+  /* host -> zygote: i32 pid, which is not to end with the host. zygote -> host: the same, done. */
+  MS_RELEASE,
   /* host -> agent, before MS_READY, as many as MS_CREATE said: u32 flags, str source, str target.
    * File: the source (O_PATH), or a detached tree. */
   MS_MOUNT,
@@ -118,12 +120,15 @@ typedef enum ms_call {
                      * u32 1: there are more */
   MS_CALL_DETACH, /* lives on without its host. a: milliseconds to live, 0: as before; b: ms without
                    * anybody connected, 0: any time; path "/"; file: a bound socket to listen on */
-  MS_CALL_LIFE,   /* a: milliseconds to live from now on, 0: any time; path "/" */
+  MS_CALL_LIFE,   /* flags: which of a, milliseconds to live from now on, and b, as above, to set;
+                   * 0: any time; path "/" */
   MS_CALL_LAST,
 } ms_call;
 
 #define MS_CREATE_NAMELESS 1u
 #define MS_NET_IPV6 1u
+#define MS_LIFE_LAST 1u
+#define MS_LIFE_IDLE 2u
 
 /* What was found where a file was to be opened. Only with MS_OPENED_FILE a file comes along, and it
  * is a regular one: reading or writing it can neither block nor have effects. A directory is the

@@ -99,6 +99,9 @@ local function fail(self, message, code, detail)
 end
 
 local WAIT = { timeout = "number", cancel = "table" }
+local DETACH = {
+  lifetime = "number", idle_timeout = "number|boolean", timeout = "number", cancel = "table",
+}
 local VIEW = {
   cwd = "string",
   env = "table",
@@ -389,6 +392,29 @@ function Sandbox:set_lifetime(seconds, opts)
     errors.raise(2, "box:set_lifetime: seconds are a positive number, got %s", tostring(seconds))
   end
   return errors.outcome(ask(self, "box:set_lifetime", "set_lifetime", opts, seconds))
+end
+
+--- Lets it live without this process: others of the same user find it, with `moonsand.list` and
+--- `moonsand.connect`. Ends what does not run in the background; this handle is closed.
+---@param opts? { lifetime?: number, idle_timeout?: number|false, timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Sandbox:detach(opts)
+  opts = options.check("box:detach", opts, DETACH)
+  check_open(self, "box:detach")
+  local core = self.core
+  if not core.driver.detach then
+    return fail(self, select(2, errors.fail("unsupported",
+      ("box:detach is not supported by the provider '%s'"):format(self.provider))))
+  end
+  local ok, message, code, detail = core.driver:detach(
+    { lifetime = opts.lifetime, idle_timeout = opts.idle_timeout },
+    { id = self.id, name = self.name, metadata = core.metadata, created_at = core.created_at },
+    loop.limits(opts))
+  if not ok then
+    return fail(self, message, code, detail)
+  end
+  core.closed = true
+  return true
 end
 
 --- Where a port inside can be reached from outside, where the provider can.

@@ -358,7 +358,7 @@ int ms_files_call(ms_reader *body, ms_writer *reply, int *file) {
   case MS_CALL_DETACH:
     return ms_life_detach(c.a, c.b, came);
   case MS_CALL_LIFE:
-    ms_life_limit(c.a);
+    ms_life_set(c.flags, c.a, c.b);
     return 0;
   default:
     return -ENOSYS;

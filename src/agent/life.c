@@ -25,8 +25,11 @@ static uint64_t after(uint64_t from, uint64_t ms) {
   return ms < (UINT64_MAX - from) / 1000000 ? from + ms * 1000000 : UINT64_MAX;
 }
 
-void ms_life_limit(uint64_t ms) {
-  last_ns = ms ? after(ms_clock_ns(), ms) : UINT64_MAX;
+void ms_life_set(uint32_t which, uint64_t lifetime_ms, uint64_t idle_ms) {
+  if (which & MS_LIFE_LAST)
+    last_ns = lifetime_ms ? after(ms_clock_ns(), lifetime_ms) : UINT64_MAX;
+  if (which & MS_LIFE_IDLE)
+    idle_ns = after(0, idle_ms);
 }
 
 int ms_life_detach(uint64_t lifetime_ms, uint64_t idle_ms, int socket) {
@@ -36,9 +39,7 @@ int ms_life_detach(uint64_t lifetime_ms, uint64_t idle_ms, int socket) {
   ms_exec_end_foreground();
   close(host_pidfd);
   host_pidfd = -1;
-  if (lifetime_ms)
-    ms_life_limit(lifetime_ms);
-  idle_ns = after(0, idle_ms);
+  ms_life_set(lifetime_ms ? MS_LIFE_LAST | MS_LIFE_IDLE : MS_LIFE_IDLE, lifetime_ms, idle_ms);
   return 0;
 }
 

@@ -3,6 +3,7 @@
 
 local background = require "moonsand.providers.local.background"
 local core = require "moonsand.core"
+local detached = require "moonsand.providers.local.detached"
 local doctor = require "moonsand.doctor"
 local environment = require "moonsand.environment"
 local errors = require "moonsand.errors"
@@ -45,10 +46,7 @@ M.options = {
 
 --- What these may be here, if anything.
 local ONLY = { isolation = "native" }
-local UNSUPPORTED = {
-  "isolation", "image", "template", "snapshot",
-  "lifetime", "idle_timeout",
-}
+local UNSUPPORTED = { "isolation", "image", "template", "snapshot" }
 
 local SECCOMP = { allow = "table" }
 local ALLOW_MAX = 16 -- as the agent takes
@@ -285,6 +283,11 @@ function Sandbox:forget(program)
   self.running[program] = nil
 end
 
+local take_over_network
+
+--- How long that may hold up the start of a program.
+local TAKEN_OVER = 5
+
 --- Asks for a program to be started; answers at once.
 ---@param spec table argv, env (list), cwd, umask, timeout, grace, max_output, limits, leave, merge,
 ---  quiet; stdin, stdout, stderr: true for a pipe
@@ -301,6 +304,11 @@ function Sandbox:start(spec)
     if not ok then
       return nil, message, code, detail
     end
+  end
+  local ok, message, code, detail =
+    take_over_network(self, { deadline = loop.now() + TAKEN_OVER })
+  if not ok then
+    return nil, message, code, detail
   end
   return spawn(self, spec.argv, spec)
 end
@@ -436,16 +444,24 @@ function Sandbox:pid()
 end
 
 function Sandbox:info()
+  local now = self.detached and detached.read(self.id) or self
   return {
     pid = self.raw:pid(),
     isolation = "native",
     network = self.network,
     limits = self.enforced,
     mounts = self.mounts,
+    created_at = self.created_at,
+    detached = self.detached,
+    expires_at = now.expires_at,
+    idle_timeout = now.idle_timeout,
   }
 end
 
---- Ends it; at once, without waiting. Idempotent.
+Sandbox.set_lifetime = detached.set_lifetime
+Sandbox.detach = detached.detach
+
+--- Ends it, unless it lives without us; at once, without waiting. Idempotent.
 function Sandbox:close()
   self.raw:close()
   self.running = {}
@@ -459,12 +475,16 @@ end
 
 --- Ends it and waits for the proof.
 function Sandbox:destroy(limits)
+  self.raw:kill()
   self:close()
   while not self.raw:dead() do
     local message, code, detail = loop.wait(limits, self.raw)
     if message then
       return errors.fail(code, message, detail)
     end
+  end
+  if self.detached then
+    detached.forget(self.id)
   end
   return true
 end
@@ -603,16 +623,17 @@ local function try(spec, plan, limits)
   if not ok then
     return nil, message, code, detail
   end
-  return raw
+  return raw, from
 end
 
---- Makes one, ready to use. A zygote that died is noticed at the latest now, and replaced once.
+--- Makes one, ready to use: also the zygote whose child it is. One that died is noticed at the latest
+--- now, and replaced once.
 local function make(spec, plan, limits)
-  local raw, message, code, detail = try(spec, plan, limits)
+  local raw, from, code, detail = try(spec, plan, limits)
   if not raw and detail.stage == "zygote" then
-    raw, message, code, detail = try(spec, plan, limits)
+    raw, from, code, detail = try(spec, plan, limits)
   end
-  return raw, message, code, detail
+  return raw, from, code, detail
 end
 
 local function valid_hostname(name)
@@ -689,6 +710,27 @@ local function connect(box, network, limits)
   return box
 end
 
+--- The driver of a sandbox that is ready.
+---@param about { limits: table, enforced: table, mounts: table, network: string, rules: any }
+local function new(raw, about)
+  return setmetatable({
+    raw = raw,
+    limits = about.limits, -- of each program, unless it says otherwise
+    enforced = about.enforced,
+    mounts = about.mounts,
+    network = about.network,
+    rules = about.rules, -- as `create` was given them
+    expires_at = about.expires_at,
+    idle_timeout = about.idle_timeout,
+    detached = false, -- it lives without us
+    zygote = nil, -- whose child it is, if it is of this process
+    running = {}, -- keeps them alive: a dropped handle does nothing to its program
+    starts = 0,
+    forwards = setmetatable({}, { __mode = "v" }),
+    urls = {}, -- the forwards behind `url`, by port
+  }, Sandbox)
+end
+
 --- Makes a sandbox.
 ---@return moonsand.local.Sandbox? sandbox, string? message, string? code, table? detail
 function M.create(opts, limits)
@@ -721,8 +763,13 @@ function M.create(opts, limits)
   if not plan then
     return nil, message, code, detail
   end
-  local raw
-  raw, message, code, detail = make({
+  local ok
+  ok, message, code, detail = detached.check(opts)
+  if not ok then
+    return nil, message, code, detail
+  end
+  local raw, from
+  raw, from, code, detail = make({
     disk = planned.disk,
     inodes = planned.inodes,
     hostname = hostname,
@@ -731,21 +778,80 @@ function M.create(opts, limits)
   }, plan, limits)
   mounts.release(plan)
   if not raw then
-    return nil, message, code, detail
+    return nil, from, code, detail
   end
   planned.disk, planned.inodes = nil, nil
-  local box = setmetatable({
-    raw = raw,
-    limits = planned, -- of each program, unless it says otherwise
+  local box = new(raw, {
+    limits = planned,
     enforced = enforced,
     mounts = mounts.describe(plan),
-    running = {}, -- keeps them alive: a dropped handle does nothing to its program
-    starts = 0,
-    forwards = setmetatable({}, { __mode = "v" }),
-    urls = {}, -- the forwards behind `url`, by port
     network = network == "host" and "host" or network and "rules" or "none",
-  }, Sandbox)
+    rules = network and network ~= "host" and opts.network or nil,
+    idle_timeout = opts.idle_timeout,
+  })
+  box.zygote = from
+  if opts.lifetime then
+    ok, message, code, detail = box:set_lifetime(opts.lifetime, limits)
+    if not ok then
+      box:close()
+      return nil, message, code, detail
+    end
+  end
   return connect(box, network, limits)
+end
+
+-- ---------------------------------------------------------------- those that are there
+
+--- Serves the way out of one that was detached, unless somebody else does. It is looked at again
+--- when a program is started: who served it may have left.
+function take_over_network(box, limits)
+  if not box.detached or box.network ~= "rules" or box.proxy then
+    return true
+  end
+  local network, message, code, detail = read_network(box.rules)
+  if not network then
+    return nil, message, code, detail
+  end
+  box.environment = environment.merge(Sandbox.environment, proxies.environment())
+  box.proxy, message, code, detail = proxies.new(box, network, limits)
+  if not box.proxy and code ~= "busy" then
+    return nil, message, code, detail
+  end
+  return true
+end
+
+--- One that was detached, by its id or its name.
+---@return moonsand.local.Sandbox? sandbox, string? message, string? code, table? detail
+function M.connect(id, opts, limits)
+  for name in pairs(M.options) do
+    if opts[name] ~= nil then
+      return errors.fail("invalid", ("%s: only a sandbox that is made can be told that"):format(name))
+    end
+  end
+  local raw, about, code, detail = detached.join(id, limits)
+  if not raw then
+    return nil, about, code, detail
+  end
+  local box = new(raw, about)
+  box.id, box.name, box.metadata, box.created_at = about.id, about.name, about.metadata, about.created_at
+  box.detached = true
+  local ok, message
+  ok, message, code, detail = take_over_network(box, limits)
+  if not ok then
+    box:close()
+    return nil, message, code, detail
+  end
+  return box
+end
+
+---@return table[]? rows, string? message, string? code, table? detail
+function M.list()
+  return detached.list()
+end
+
+---@return true|nil ok, string? message, string? code, table? detail
+function M.destroy(id, _, limits)
+  return detached.destroy(id, limits)
 end
 
 M.kill_confirmed = KILL_CONFIRMED
