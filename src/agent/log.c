@@ -12,6 +12,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { STREAMS = 2 };
@@ -303,8 +304,12 @@ int ms_log_view(ms_log *log, ms_client *client, uint32_t id, const int files[2],
     v->at[i] = since[i];
     v->until[i] = once ? log->streams[i].total : UINT64_MAX;
     v->pending[i] = files[i] >= 0;
-    if (files[i] >= 0)
-      fcntl(files[i], F_SETFL, O_NONBLOCK);
+    struct stat st;
+    if (files[i] < 0)
+      continue;
+    if (fstat(files[i], &st) < 0 || !S_ISFIFO(st.st_mode) ||
+        fcntl(files[i], F_SETFL, O_NONBLOCK) < 0)
+      close_view(v, i); /* nothing else is certain not to make us wait */
   }
   return 0;
 }
