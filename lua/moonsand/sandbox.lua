@@ -394,29 +394,6 @@ function Sandbox:set_lifetime(seconds, opts)
   return errors.outcome(ask(self, "box:set_lifetime", "set_lifetime", opts, seconds))
 end
 
---- Lets it live without this process: others of the same user find it, with `moonsand.list` and
---- `moonsand.connect`. Ends what does not run in the background; this handle is closed.
----@param opts? { lifetime?: number, idle_timeout?: number|false, timeout?: number, cancel?: moonsand.Token }
----@return true|nil ok, string? message, string? code, table? detail
-function Sandbox:detach(opts)
-  opts = options.check("box:detach", opts, DETACH)
-  check_open(self, "box:detach")
-  local core = self.core
-  if not core.driver.detach then
-    return fail(self, select(2, errors.fail("unsupported",
-      ("box:detach is not supported by the provider '%s'"):format(self.provider))))
-  end
-  local ok, message, code, detail = core.driver:detach(
-    { lifetime = opts.lifetime, idle_timeout = opts.idle_timeout },
-    { id = self.id, name = self.name, metadata = core.metadata, created_at = core.created_at },
-    loop.limits(opts))
-  if not ok then
-    return fail(self, message, code, detail)
-  end
-  core.closed = true
-  return true
-end
-
 --- Where a port inside can be reached from outside, where the provider can.
 ---@param port integer
 ---@param opts? { timeout?: number, cancel?: moonsand.Token }
@@ -465,6 +442,30 @@ local function mark_closed(core)
   if core.lease then
     core.lease:end_now()
   end
+end
+
+--- Lets it live without this process: others of the same user find it, with `moonsand.list` and
+--- `moonsand.connect`. Ends what does not run in the background; this handle is closed.
+---@param opts? { lifetime?: number, idle_timeout?: number|false, timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Sandbox:detach(opts)
+  opts = options.check("box:detach", opts, DETACH)
+  check_open(self, "box:detach")
+  local core = self.core
+  if not core.driver.detach then
+    return fail(self, select(2, errors.fail("unsupported",
+      ("box:detach is not supported by the provider '%s'"):format(self.provider))))
+  end
+  local ok, message, code, detail = core.driver:detach(
+    { lifetime = opts.lifetime, idle_timeout = opts.idle_timeout },
+    { id = self.id, name = self.name, metadata = core.metadata, created_at = core.created_at },
+    loop.limits(opts))
+  if not ok then
+    return fail(self, message, code, detail)
+  end
+  close_interpreters(core)
+  core.closed = true
+  return true
 end
 
 --- Ends a sandbox that we created: at once, without waiting. Idempotent.
