@@ -444,6 +444,17 @@ local function mark_closed(core)
   end
 end
 
+--- Ends a sandbox that we created: at once, without waiting. Idempotent.
+function Sandbox:close()
+  local core = self.core
+  if not core.closed then
+    mark_closed(core)
+    core.driver:close()
+  end
+end
+
+Sandbox.__close = Sandbox.close
+
 --- Lets it live without this process: others of the same user find it, with `moonsand.list` and
 --- `moonsand.connect`. Ends what does not run in the background; this handle is closed.
 ---@param opts? { lifetime?: number, idle_timeout?: number|false, timeout?: number, cancel?: moonsand.Token }
@@ -463,21 +474,9 @@ function Sandbox:detach(opts)
   if not ok then
     return fail(self, message, code, detail)
   end
-  close_interpreters(core)
-  core.closed = true
+  mark_closed(core)
   return true
 end
-
---- Ends a sandbox that we created: at once, without waiting. Idempotent.
-function Sandbox:close()
-  local core = self.core
-  if not core.closed then
-    mark_closed(core)
-    core.driver:close()
-  end
-end
-
-Sandbox.__close = Sandbox.close
 
 --- Ends it and waits for the proof that nothing of it runs. Already gone is true.
 ---@param opts? { timeout?: number, cancel?: moonsand.Token }
