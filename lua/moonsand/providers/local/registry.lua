@@ -180,8 +180,11 @@ local function living(registry)
     end
   end
   table.sort(list, function(a, b)
-    if a.created_at ~= b.created_at then
-      return a.created_at < b.created_at
+    for _, name in ipairs { "created_at", "birth" } do
+      local first, second = tonumber(a[name]) or 0, tonumber(b[name]) or 0
+      if first ~= second then
+        return first < second
+      end
     end
     return a.id < b.id
   end)
