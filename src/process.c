@@ -65,18 +65,23 @@ static void close_terminal(ms_process *p) {
   ms_wake(p->reactor, &p->terminal->wait);
 }
 
-/* What a log still holds is on its way, to the end of the pipes. */
+/* What the log of a background program still holds is on its way, to the end of the pipes, and word
+ * of what is missing there. */
 static void process_over(ms_process *p, ms_process_state state) {
   p->state = state;
-  leave_sandbox(p);
-  if (!p->background || state != MS_PROCESS_EXITED)
+  if (!p->background || state != MS_PROCESS_EXITED) {
+    leave_sandbox(p);
     drain(p);
+  }
   close_terminal(p);
   ms_wake(p->reactor, &p->wait);
 }
 
 void ms_process_lost(ms_process *p) {
-  process_over(p, MS_PROCESS_LOST);
+  if (p->state == MS_PROCESS_EXITED)
+    leave_sandbox(p);
+  else
+    process_over(p, MS_PROCESS_LOST);
 }
 
 static bool on_started(ms_process *p, ms_reader *body) {
@@ -117,8 +122,8 @@ static bool on_exited(ms_process *p, ms_reader *body) {
 static bool on_gap(ms_process *p, ms_reader *body) {
   uint32_t which = ms_get_u32(body);
   uint64_t at = ms_get_u64(body), length = ms_get_u64(body);
-  if (!p->background || p->state != MS_PROCESS_RUNNING || !ms_get_end(body) || which > 1 ||
-      length == 0 || at + length < at)
+  bool seen = p->state == MS_PROCESS_RUNNING || p->state == MS_PROCESS_EXITED;
+  if (!p->background || !seen || !ms_get_end(body) || which > 1 || length == 0 || at + length < at)
     return false;
   ms_view *v = &p->views[which];
   ms_stream *stream = which == 0 ? p->out : p->err;
@@ -518,11 +523,18 @@ static void set_integer(lua_State *L, const char *name, lua_Integer value) {
 
 static const char *const reason_names[] = {NULL, "timeout", "cancel", "output", "close"};
 
+/* Of the gaps before what was read from the pipes by now: they were told first. */
+static void hear_of_gaps(const ms_process *p) {
+  if (p->background && p->sandbox)
+    ms_sandbox_hear(p->sandbox);
+}
+
 /* process:exit(): how it ended, as a table; nil before that. */
 static int process_exit(lua_State *L) {
   const ms_process *p = check_process(L);
   if (p->state != MS_PROCESS_EXITED)
     return 0;
+  hear_of_gaps(p);
   const ms_exit *e = &p->exit;
   lua_createtable(L, 0, 8);
   set_integer(L, "pid", p->pid);
@@ -595,8 +607,7 @@ static uint64_t offset_of(const ms_view *v, uint64_t taken) {
  * too much is missing to tell. */
 static int process_offsets(lua_State *L) {
   ms_process *p = check_process(L);
-  if (p->sandbox)
-    ms_sandbox_hear(p->sandbox); /* of the gaps before what was read from the pipes by now */
+  hear_of_gaps(p);
   for (int i = 0; i < 2; i++) {
     const ms_stream *stream = i == 0 ? p->out : p->err;
     if (p->views[i].blurred)
@@ -609,6 +620,7 @@ static int process_offsets(lua_State *L) {
 /* process:gaps(): what is missing: { { stream, at, dropped } … }. */
 static int process_gaps(lua_State *L) {
   const ms_process *p = check_process(L);
+  hear_of_gaps(p);
   lua_newtable(L);
   int row = 0;
   for (int i = 0; i < 2; i++)
