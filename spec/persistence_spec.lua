@@ -464,6 +464,31 @@ describe("a detached sandbox", function()
       stop()
     end)
 
+    it("turns away whom it has no descriptors for, and does not wait at the door", function()
+      local output = support.child([[
+        local moonsand = require "moonsand"
+        local box = moonsand.assert(moonsand.create { limits = { open_files = 30 } })
+        assert(box:detach())
+        io.stdout:write(box.id)]], [[sh -c 'ulimit -n 40; exec "$@"' --]])
+      local id = output
+      local agent = moonsand.assert(moonsand.list())[1].pid
+      local line, stop = calling(id, "hold", 80)
+      assert.is_true(tonumber(line) < 40, line)
+      local function ticks()
+        local user, system = support.read("/proc/" .. agent .. "/stat"):match "%) %S+ (.*)":match(
+          "%S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ %S+ (%d+) (%d+)")
+        return user + system
+      end
+      local before = ticks()
+      native.pause(0.5)
+      assert.is_true(ticks() - before < 20)
+      stop()
+      local box = support.eventually(10, "there was no room again", function()
+        return (moonsand.connect(id))
+      end)
+      assert.is_true(box:exec("true", { limits = { open_files = 20 } }).ok)
+    end)
+
     it("has room for so many, and again when they leave", function()
       local id = detached "many"
       local line, stop = calling(id, "hold", 100)

@@ -31,6 +31,8 @@ static ms_client *clients;
 static size_t client_count;
 static int listener = -1; /* owned; -1: not detached */
 static size_t listener_slot;
+static int reserve =
+    -1;             /* owned: given up to turn somebody away when there are no descriptors left */
 static uid_t owner; /* of all clients, as seen from here */
 
 static ms_client *add_client(int socket) {
@@ -84,6 +86,7 @@ int ms_clients_listen(int socket) {
     return error;
   }
   listener = fd;
+  reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
   return 0;
 }
 
@@ -91,11 +94,23 @@ bool ms_clients_any(void) {
   return clients != NULL;
 }
 
+/* One that cannot be let in must not stay at the door: it would wake us again and again. */
+static void turn_away(void) {
+  close(reserve);
+  int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+  if (fd >= 0)
+    close(fd);
+  reserve = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
 static void accept_client(void) {
   struct ucred peer;
   int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-  if (fd < 0)
+  if (fd < 0) {
+    if (errno == EMFILE || errno == ENFILE)
+      turn_away();
     return;
+  }
   if (client_count >= CLIENTS_MAX || peer_of(fd, &peer) < 0 || peer.uid != owner || peer.pid != 0) {
     close(fd);
     return;
