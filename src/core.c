@@ -178,6 +178,7 @@ int luaopen_moonsand_core(lua_State *L) {
   ms_sandbox_open(L);
   ms_zygote_open(L);
   ms_cgroup_open(L);
+  ms_registry_open(L);
   ms_terminal_open(L);
   ms_file_open(L);
   ms_source_open(L);

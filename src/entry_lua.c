@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 
 #define RECORDS_TYPE "moonsand.records"
 
@@ -305,6 +306,46 @@ static int records_gc(lua_State *L) {
   return 0;
 }
 
+/* Programs ------------------------------------------------------------------------------------ */
+
+static void push_program(lua_State *L, const ms_program *p) {
+  lua_createtable(L, 0, 8);
+  lua_pushnumber(L, (lua_Number)p->number);
+  lua_setfield(L, -2, "number"); /* program.number */
+  set_integer(L, "pid", (lua_Integer)p->pid);
+  lua_pushnumber(L, (lua_Number)p->started_us / 1e6);
+  lua_setfield(L, -2, "started_at"); /* program.started_at */
+  lua_pushboolean(L, p->running != 0);
+  lua_setfield(L, -2, "running"); /* program.running */
+  lua_pushboolean(L, p->background != 0);
+  lua_setfield(L, -2, "background"); /* program.background */
+  if (!p->running && WIFEXITED(p->status))
+    set_integer(L, "exit_code", WEXITSTATUS(p->status));
+  else if (!p->running)
+    set_integer(L, "signal_number", WTERMSIG(p->status));
+  push_words(L, p->words, p->words_length);
+  lua_setfield(L, -2, "words"); /* program.words */
+}
+
+/* core.programs(body): a list of what the agent says was started, and whether there are more; nil
+ * if it says nothing that makes sense. */
+static int core_programs(lua_State *L) {
+  ms_reader r = reader_of(L, 1);
+  uint32_t count = ms_get_u32(&r);
+  lua_newtable(L);
+  for (uint32_t i = 1; i <= count && !r.bad; i++) {
+    ms_program p;
+    ms_get_program(&r, &p);
+    if (r.bad || p.number > UINT64_C(1) << 53)
+      return 0;
+    push_program(L, &p);
+    lua_rawseti(L, -2, (int)i);
+  }
+  uint32_t more = ms_get_u32(&r);
+  lua_pushboolean(L, more != 0);
+  return ms_get_end(&r) && more <= 1 ? 2 : 0;
+}
+
 /* Numbers ------------------------------------------------------------------------------------- */
 
 typedef struct number {
@@ -326,7 +367,8 @@ static const number calls[] = {
     {"remove", MS_CALL_REMOVE},   {"move", MS_CALL_MOVE},     {"chmod", MS_CALL_CHMOD},
     {"chown", MS_CALL_CHOWN},     {"create", MS_CALL_CREATE}, {"commit", MS_CALL_COMMIT},
     {"signal", MS_CALL_SIGNAL},   {"sample", MS_CALL_SAMPLE}, {"usage", MS_CALL_USAGE},
-    {"connect", MS_CALL_CONNECT}, {"listen", MS_CALL_LISTEN},
+    {"connect", MS_CALL_CONNECT}, {"listen", MS_CALL_LISTEN}, {"programs", MS_CALL_PROGRAMS},
+    {"detach", MS_CALL_DETACH},   {"life", MS_CALL_LIFE},
 };
 
 static const number flags[] = {
@@ -349,8 +391,13 @@ void ms_entry_open(lua_State *L) {
   };
   static const luaL_Reg metamethods[] = {{"__gc", records_gc}, {NULL, NULL}};
   static const luaL_Reg functions[] = {
-      {"entry", core_entry},     {"opened", core_opened}, {"records", core_records},
-      {"process", core_process}, {"usage", core_usage},   {NULL, NULL},
+      {"entry", core_entry},
+      {"opened", core_opened},
+      {"records", core_records},
+      {"process", core_process},
+      {"usage", core_usage},
+      {"programs", core_programs},
+      {NULL, NULL},
   };
   ms_newtype(L, RECORDS_TYPE, methods, metamethods);
   luaL_setfuncs(L, functions, 0);

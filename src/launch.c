@@ -27,6 +27,7 @@
 enum { HELPER_SOCKET = 3, HELPER_HOST = 4 };
 
 struct ms_zygote {
+  ms_waitable wait;
   ms_reactor *reactor;
   ms_source source;
   int socket; /* owned; -1 once it is gone */
@@ -34,6 +35,7 @@ struct ms_zygote {
   uint32_t last_id;
   ms_outbox outbox;
   ms_sandbox *starting; /* asked for, not yet answered */
+  int released;         /* the last child that it has let go of */
 };
 
 static ms_zygote *check_zygote(lua_State *L) {
@@ -164,6 +166,7 @@ static void zygote_gone(ms_zygote *z) {
   ms_source_watch(z->reactor, &z->source, 0);
   close(z->socket);
   z->socket = z->source.fd = -1;
+  ms_wake(z->reactor, &z->wait);
   ms_outbox_clear(&z->outbox);
   while (z->starting) {
     ms_sandbox *s = z->starting;
@@ -221,6 +224,10 @@ static void zygote_ready(ms_source *source, uint32_t events) {
     }
     if (message->header.type == MS_CREATED)
       zygote_created(z, message);
+    if (message->header.type == MS_RELEASE) {
+      z->released = (int)ms_get_u32(&message->body);
+      ms_wake(z->reactor, &z->wait);
+    }
     ms_close_fds(message);
   }
   zygote_watch(z);
@@ -413,6 +420,39 @@ static int zygote_idmap(lua_State *L) {
   return 1;
 }
 
+/* zygote:release(pid): asks it to let go of a child. Done when `released` says so. */
+static int zygote_release(lua_State *L) {
+  ms_zygote *z = check_zygote(L);
+  char text[8];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  ms_put_u32(&body, (uint32_t)luaL_checkinteger(L, 2));
+  z->released = 0;
+  if (z->socket < 0)
+    return 0;
+  ms_header header = {.type = MS_RELEASE};
+  ms_outbox_send(&z->outbox, z->socket, &header, body.data, body.length, NULL, 0);
+  zygote_watch(z);
+  return 0;
+}
+
+/* zygote:released(pid): true when it does not hold it, or nobody any more: who is gone ends none.
+ */
+static int zygote_released(lua_State *L) {
+  const ms_zygote *z = check_zygote(L);
+  lua_pushboolean(L, z->socket < 0 || z->released == (int)luaL_checkinteger(L, 2));
+  return 1;
+}
+
+static int zygote_id(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)check_zygote(L)->wait.id);
+  return 1;
+}
+
+static int zygote_arm(lua_State *L) {
+  check_zygote(L)->wait.armed = true;
+  return 0;
+}
+
 static int zygote_alive(lua_State *L) {
   lua_pushboolean(L, check_zygote(L)->socket >= 0);
   return 1;
@@ -441,6 +481,7 @@ static int zygote_new(lua_State *L) {
   *z = (ms_zygote){.source = {.ready = zygote_ready, .fd = -1}, .socket = -1, .pidfd = -1};
   luaL_setmetatable(L, MS_ZYGOTE_TYPE);
   z->reactor = ms_reactor_ref(r);
+  ms_waitable_init(r, &z->wait);
   int error = zygote_start(z, path);
   if (error == 0)
     return 1;
@@ -451,11 +492,9 @@ static int zygote_new(lua_State *L) {
 }
 
 static const luaL_Reg methods[] = {
-    {"create", zygote_create},
-    {"idmap", zygote_idmap},
-    {"alive", zygote_alive},
-    {"close", zygote_gc},
-    {NULL, NULL},
+    {"create", zygote_create},     {"idmap", zygote_idmap}, {"release", zygote_release},
+    {"released", zygote_released}, {"id", zygote_id},       {"arm", zygote_arm},
+    {"alive", zygote_alive},       {"close", zygote_gc},    {NULL, NULL},
 };
 
 static const luaL_Reg metamethods[] = {

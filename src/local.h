@@ -52,6 +52,7 @@ struct ms_sandbox {
   uint32_t create_id;
   ms_sandbox_state state;
   bool created, ready; /* the two halves of a start */
+  bool shared;         /* it lives without us: our end is not its end */
   bool dead;           /* the kernel says so: nothing in it runs any more */
   int pid, error;
   char stage[32];
@@ -74,6 +75,20 @@ typedef enum ms_process_state {
   MS_PROCESS_LOST, /* its sandbox ended first */
 } ms_process_state;
 
+/* Bytes that a background program's log lost before they could be given to us. */
+typedef struct ms_gap {
+  uint64_t at, length; /* offsets in the stream of the program */
+} ms_gap;
+enum { MS_GAPS_MAX = 1024 };
+
+/* One stream of a program that is looked at. */
+typedef struct ms_view {
+  uint64_t since;
+  ms_gap *gaps; /* owned; in order */
+  size_t count;
+  bool blurred; /* there were more: offsets behind them are not known */
+} ms_view;
+
 struct ms_process {
   ms_waitable wait;
   ms_sandbox *sandbox; /* NULL once over, or the sandbox is finalized */
@@ -84,8 +99,11 @@ struct ms_process {
   int pid, error;
   char what[32];
   ms_exit exit;
-  bool awaited;         /* its start is news */
-  bool quiet;           /* its start is not told at all */
+  bool awaited;    /* its start is news */
+  bool quiet;      /* its start is not told at all */
+  bool background; /* it belongs to its sandbox; we look at its log */
+  uint64_t number; /* and this is what it is called there */
+  ms_view views[2];
   bool pipes_held;      /* somebody still holds the other end of its output */
   ms_stream *out, *err; /* kept alive by the user value; NULL: none */
   ms_stream *terminal;  /* its input, if it has one; the same */
@@ -115,11 +133,14 @@ void ms_sandbox_failed(ms_sandbox *s, int error, const char *stage);
 /* Sends to the agent; takes the files over. 0 or a negative errno. */
 int ms_sandbox_send(ms_sandbox *s, uint16_t type, uint32_t id, const ms_writer *body,
                     const int *fds, size_t fd_count);
+/* Takes in what the agent has said by now. */
+void ms_sandbox_hear(ms_sandbox *s);
 /* nil, errno, name-of-state for a sandbox that cannot be asked anything. Number of results. */
 int ms_sandbox_push_unusable(lua_State *L, const ms_sandbox *s);
 
-/* process.c: `sandbox:spawn(argv, options)` */
+/* process.c: `sandbox:spawn(argv, options)`, `sandbox:attach(number, options)` */
 int ms_process_spawn(lua_State *L);
+int ms_process_attach(lua_State *L);
 /* False when the message cannot be right. */
 bool ms_process_message(ms_sandbox *s, const ms_header *header, ms_reader *body);
 void ms_process_lost(ms_process *p);

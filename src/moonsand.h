@@ -19,6 +19,7 @@ void ms_process_open(lua_State *L);  /* process.c: the type only */
 void ms_sandbox_open(lua_State *L);  /* sandbox.c: the type only */
 void ms_zygote_open(lua_State *L);   /* launch.c: core.zygote */
 void ms_cgroup_open(lua_State *L);   /* cgroup.c: core.cgroup, core.cgroup_write, … */
+void ms_registry_open(lua_State *L); /* registry.c: core.registry, core.birth */
 void ms_terminal_open(lua_State *L); /* terminal.c: core.terminal */
 void ms_file_open(lua_State *L);     /* file.c: core.host_file */
 void ms_source_open(lua_State *L);   /* source.c: core.source, core.euid */

@@ -259,6 +259,18 @@ static void zygote_idmap(const zygote *z) {
   }
 }
 
+/* A sandbox that lives without the host. It stays our child, and is reaped like any. */
+static void zygote_release(zygote *z) {
+  uint32_t pid = ms_get_u32(&request.body);
+  if (!ms_get_end(&request.body))
+    return;
+  forget_child(z, (pid_t)pid);
+  struct pollfd room = {.fd = HOST_SOCKET, .events = POLLOUT};
+  ms_header header = {.type = MS_RELEASE, .id = request.header.id};
+  while (ms_send(HOST_SOCKET, &header, &pid, sizeof pid, NULL, 0) == -EAGAIN)
+    poll(&room, 1, -1);
+}
+
 int main(int argc, char **argv) {
   if (argc > 1)
     return ms_keeper_main(argc - 1, argv + 1);
@@ -285,6 +297,8 @@ int main(int argc, char **argv) {
       zygote_end(&z);
     if (request.header.type == MS_CREATE)
       zygote_create(&z);
+    if (request.header.type == MS_RELEASE)
+      zygote_release(&z);
     if (request.header.type == MS_IDMAP)
       zygote_idmap(&z);
     ms_close_fds(&request);

@@ -1,7 +1,9 @@
 --- Sandboxes on this machine, without a service, a daemon or root: a thin layer over the C core,
 --- which starts them through the zygote and speaks with their agents.
 
+local background = require "moonsand.providers.local.background"
 local core = require "moonsand.core"
+local detached = require "moonsand.providers.local.detached"
 local doctor = require "moonsand.doctor"
 local environment = require "moonsand.environment"
 local errors = require "moonsand.errors"
@@ -44,10 +46,7 @@ M.options = {
 
 --- What these may be here, if anything.
 local ONLY = { isolation = "native" }
-local UNSUPPORTED = {
-  "isolation", "image", "template",
-  "lifetime", "idle_timeout",
-}
+local UNSUPPORTED = { "isolation", "image", "template" }
 
 local SECCOMP = { allow = "table" }
 local ALLOW_MAX = 16 -- as the agent takes
@@ -57,7 +56,7 @@ local NAMES = 1024 ^ 3
 local native = {
   argv = true, stdin = true, signals = true, kill_tree = true, pty = true, resize = true,
   atomic_write = true, files = true, mounts = true, root = true, workspace = true,
-  ports = true, network_allow = true, watch = true, grep = true,
+  ports = true, network_allow = true, watch = true, grep = true, background = true, attach = true,
   ["limits.disk"] = true, ["limits.inodes"] = true, ["limits.processes"] = true,
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
@@ -93,6 +92,13 @@ end
 local Program = {}
 Program.__index = Program
 
+--- The same, where it runs in the background.
+local Background = {}
+for name, method in pairs(background.methods) do
+  Background[name] = method
+end
+Background.__index = setmetatable(Background, Program)
+
 --- A failure for a program whose end will never be told. Whether it had begun is known only when
 --- that was told.
 local function lost(self)
@@ -103,6 +109,11 @@ end
 
 local function refused(self, errno, what)
   local code = errors.code(errno)
+  if what == "id" then
+    return errors.fail("not_found", "there is no such program in the background, or not any more")
+  elseif what == "since" then
+    return errors.fail("invalid", "since: it has not written so much")
+  end
   if what == "program" and code == "not_a_directory" then
     code = "not_found"
   end
@@ -150,6 +161,19 @@ function Program:ended()
     self.sandbox:forget(self)
     return lost(self)
   end
+end
+
+--- The same, as soon as it is known: what it wrote may still be on its way.
+Background.over = Program.ended
+
+function Background:ended()
+  local exit, message, code, detail = self:over()
+  for _, name in ipairs { "stdout", "stderr" } do
+    if exit and self[name] and not self[name]:ended() then
+      return nil
+    end
+  end
+  return exit, message, code, detail
 end
 
 --- Sends a signal to the first process or to all. KILL for all may carry the reason.
@@ -246,8 +270,8 @@ local function spawn(self, argv, spec)
     name = argv[1],
     cwd = spec.cwd,
     before = before, -- what the limits had been hit by then
-  }, Program)
-  self.running[program] = true
+  }, spec.background and Background or Program)
+  self.running[program] = not spec.background or nil
   self.before = before
   return program
 end
@@ -270,6 +294,11 @@ function Sandbox:forget(program)
   self.running[program] = nil
 end
 
+local take_over_network
+
+--- How long that may hold up the start of a program.
+local TAKEN_OVER = 5
+
 --- Asks for a program to be started; answers at once.
 ---@param spec table argv, env (list), cwd, umask, timeout, grace, max_output, limits, leave, merge,
 ---  quiet; stdin, stdout, stderr: true for a pipe
@@ -281,8 +310,48 @@ function Sandbox:start(spec)
       spec[name] = value
     end
   end
+  if spec.background then
+    local ok, message, code, detail = background.plan(spec)
+    if not ok then
+      return nil, message, code, detail
+    end
+  end
+  local ok, message, code, detail =
+    take_over_network(self, { deadline = loop.now() + TAKEN_OVER })
+  if not ok then
+    return nil, message, code, detail
+  end
   return spawn(self, spec.argv, spec)
 end
+
+--- One that runs in the background, by its number there; answers at once.
+---@return moonsand.local.Program? program, string? message, string? code, table? detail
+function Sandbox:look(number, opts)
+  local handle, stdout, stderr = self.raw:attach(number, opts)
+  if not handle then
+    if stderr then
+      return unusable(self, stderr)
+    end
+    return errors.errno(stdout, "cannot attach")
+  end
+  return setmetatable({ sandbox = self, handle = handle, stdout = stdout, stderr = stderr },
+    Background)
+end
+
+---@param id string
+---@return moonsand.local.Program? program, string? message, string? code, table? detail
+function Sandbox:attach(id, opts, limits)
+  local number = background.number(id)
+  if not number then
+    return errors.fail("not_found", ("there is no program %s in the background"):format(
+      options.quote(id)), { id = id })
+  elseif opts.pty or opts.takeover then
+    return errors.fail("unsupported", "box:attach: no terminal can be attached to here", { id = id })
+  end
+  return background.attach(self, number, opts, limits)
+end
+
+Sandbox.processes = background.list
 
 --- One of the agent's own programs, which walk trees: see src/agent/worker.c.
 ---@param argv string[]
@@ -400,16 +469,24 @@ function Sandbox:pid()
 end
 
 function Sandbox:info()
+  local now = self.detached and detached.read(self.id) or self
   return {
     pid = self.raw:pid(),
     isolation = "native",
     network = self.network,
     limits = self.held,
     mounts = self.mounts,
+    created_at = self.created_at,
+    detached = self.detached,
+    expires_at = now.expires_at,
+    idle_timeout = now.idle_timeout,
   }
 end
 
---- Ends it; at once, without waiting. Idempotent.
+Sandbox.set_lifetime = detached.set_lifetime
+Sandbox.detach = detached.detach
+
+--- Ends it, unless it lives without us; at once, without waiting. Idempotent.
 function Sandbox:close()
   self.raw:close()
   self.running = {}
@@ -423,12 +500,16 @@ end
 
 --- Ends it and waits for the proof.
 function Sandbox:destroy(limits)
+  self.raw:kill()
   self:close()
   while not self.raw:dead() do
     local message, code, detail = loop.wait(limits, self.raw)
     if message then
       return errors.fail(code, message, detail)
     end
+  end
+  if self.detached then
+    detached.forget(self.id)
   end
   return true
 end
@@ -511,16 +592,17 @@ local function try(spec, plan, limits)
   if not ok then
     return nil, message, code, detail
   end
-  return raw
+  return raw, from
 end
 
---- Makes one, ready to use. A zygote that died is noticed at the latest now, and replaced once.
+--- Makes one, ready to use: also the zygote whose child it is. One that died is noticed at the latest
+--- now, and replaced once.
 local function make(spec, plan, limits)
-  local raw, message, code, detail = try(spec, plan, limits)
+  local raw, from, code, detail = try(spec, plan, limits)
   if not raw and detail.stage == "zygote" then
-    raw, message, code, detail = try(spec, plan, limits)
+    raw, from, code, detail = try(spec, plan, limits)
   end
-  return raw, message, code, detail
+  return raw, from, code, detail
 end
 
 local function valid_hostname(name)
@@ -597,6 +679,30 @@ local function connect(box, network, limits)
   return box
 end
 
+--- The driver of a sandbox that is ready.
+---@param about { limits: table, held: table, mounts: table, network: string, rules: any }
+local function new(raw, about)
+  return setmetatable({
+    raw = raw,
+    limits = about.limits, -- of each program, unless it says otherwise
+    held = about.held,
+    groups = about.groups, -- its control groups, if it has some
+    mounts = about.mounts,
+    base = about.base,
+    unsaved = about.unsaved, -- what no snapshot could hold; nil: nothing
+    network = about.network,
+    rules = about.rules, -- as `create` was given them
+    expires_at = about.expires_at,
+    idle_timeout = about.idle_timeout,
+    detached = false, -- it lives without us
+    zygote = nil, -- whose child it is, if it is of this process
+    running = {}, -- keeps them alive: a dropped handle does nothing to its program
+    starts = 0,
+    forwards = setmetatable({}, { __mode = "v" }),
+    urls = {}, -- the forwards behind `url`, by port
+  }, Sandbox)
+end
+
 --- What a snapshot is to be put into lies on what it was taken from.
 local function check_base(found, base)
   if found.base == base then
@@ -632,18 +738,15 @@ local function forget(found)
   end
 end
 
---- Fills a new sandbox, if there is something to fill it with; or ends it.
+--- Fills a new sandbox, if there is something to fill it with.
+---@return true|nil ok, string? message, string? code, table? detail
 local function put_back(box, found, kept, limits)
   if not found then
-    return box
+    return true
   end
   local ok, message, code, detail = snapshots.restore(box, found, kept, limits)
   forget(found)
-  if not ok then
-    box:close()
-    return nil, message, code, detail
-  end
-  return box
+  return ok, message, code, detail
 end
 
 --- Makes a sandbox.
@@ -668,6 +771,11 @@ function M.create(opts, limits)
   if not allow then
     return nil, message, code, detail
   end
+  local ok
+  ok, message, code, detail = detached.check(opts)
+  if not ok then
+    return nil, message, code, detail
+  end
   local found
   found, message, code, detail = find_snapshot(opts)
   if found == nil then
@@ -686,8 +794,8 @@ function M.create(opts, limits)
     mounts.release(plan)
     return nil, message, code, detail
   end
-  local raw
-  raw, message, code, detail = make({
+  local raw, from
+  raw, from, code, detail = make({
     disk = planned.values.disk,
     inodes = planned.values.inodes,
     hostname = hostname,
@@ -702,25 +810,27 @@ function M.create(opts, limits)
     if planned.groups then
       planned.groups:remove()
     end
-    return nil, message, code, detail
+    return nil, from, code, detail
   end
   local base, unsaved, kept = mounts.survey(plan)
-  local box = setmetatable({
-    raw = raw,
-    limits = limiting.of_programs(planned), -- of each program, unless it says otherwise
+  local box = new(raw, {
+    limits = limiting.of_programs(planned),
     held = planned.held,
     groups = planned.groups,
     mounts = mounts.describe(plan),
     base = base,
-    unsaved = unsaved, -- what no snapshot could hold; nil: nothing
-    running = {}, -- keeps them alive: a dropped handle does nothing to its program
-    starts = 0,
-    forwards = setmetatable({}, { __mode = "v" }),
-    urls = {}, -- the forwards behind `url`, by port
+    unsaved = unsaved,
     network = network == "host" and "host" or network and "rules" or "none",
-  }, Sandbox)
-  box, message, code, detail = put_back(box, found, kept, limits)
-  if not box then
+    rules = network and network ~= "host" and opts.network or nil,
+    idle_timeout = opts.idle_timeout,
+  })
+  box.zygote = from
+  ok, message, code, detail = put_back(box, found, kept, limits)
+  if ok and opts.lifetime then
+    ok, message, code, detail = box:set_lifetime(opts.lifetime, limits)
+  end
+  if not ok then
+    box:close()
     return nil, message, code, detail
   end
   return connect(box, network, limits)
@@ -728,6 +838,60 @@ end
 
 M.snapshots = snapshots.list
 M.delete_snapshot = snapshots.delete
+
+-- ---------------------------------------------------------------- those that are there
+
+--- Serves the way out of one that was detached, unless somebody else does. It is looked at again
+--- when a program is started: who served it may have left.
+function take_over_network(box, limits)
+  if not box.detached or box.network ~= "rules" or box.proxy then
+    return true
+  end
+  local network, message, code, detail = read_network(box.rules)
+  if not network then
+    return nil, message, code, detail
+  end
+  box.environment = environment.merge(Sandbox.environment, proxies.environment())
+  box.proxy, message, code, detail = proxies.new(box, network, limits)
+  if not box.proxy and code ~= "busy" then
+    return nil, message, code, detail
+  end
+  return true
+end
+
+--- One that was detached, by its id or its name.
+---@return moonsand.local.Sandbox? sandbox, string? message, string? code, table? detail
+function M.connect(id, opts, limits)
+  for name in pairs(M.options) do
+    if opts[name] ~= nil then
+      return errors.fail("invalid", ("%s: only a sandbox that is made can be told that"):format(name))
+    end
+  end
+  local raw, about, code, detail = detached.join(id, limits)
+  if not raw then
+    return nil, about, code, detail
+  end
+  local box = new(raw, about)
+  box.id, box.name, box.metadata, box.created_at = about.id, about.name, about.metadata, about.created_at
+  box.detached = true
+  local ok, message
+  ok, message, code, detail = take_over_network(box, limits)
+  if not ok then
+    box:close()
+    return nil, message, code, detail
+  end
+  return box
+end
+
+---@return table[]? rows, string? message, string? code, table? detail
+function M.list()
+  return detached.list()
+end
+
+---@return true|nil ok, string? message, string? code, table? detail
+function M.destroy(id, _, limits)
+  return detached.destroy(id, limits)
+end
 
 M.kill_confirmed = KILL_CONFIRMED
 
