@@ -540,6 +540,31 @@ describe("a detached sandbox", function()
     end)
   end)
 
+  it("keeps its control groups, which are removed when it is over", function()
+    local output = elsewhere("x", [[
+      print(require("moonsand.core").getpid())
+      local box, _, code = moonsand.create { name = "grouped", limits = { memory = "64M" } }
+      print(box and box:detach() or code)
+      os.execute("kill -KILL $PPID")]])
+    if output:find "unavailable" then
+      return -- no control groups for this user, which is what limits.memory is refused for
+    end
+    local function groups()
+      return (support.run(("find /sys/fs/cgroup -name 'moonsand-%s-*' -type d 2>/dev/null"):format(
+        output:match "%d+")))
+    end
+    assert.truthy(groups():find "moonsand")
+    local box = connect "grouped"
+    assert.matches("^cgroup", box:info().limits.memory.by)
+    local r = moonsand.assert(box:exec "head -c 200M /dev/zero | tail -c 190M | wc -c")
+    assert.is_true(r.stdout ~= "199229440\n", "the limit does not hold any more")
+    moonsand.assert(box:destroy())
+    support.eventually(20, "groups were left", function()
+      local now = groups()
+      return now == "", now
+    end)
+  end)
+
   it("does not keep forwards of who is gone", function()
     local box = moonsand.assert(moonsand.create())
     local forward = moonsand.assert(box:forward(8080))
