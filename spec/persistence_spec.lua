@@ -545,6 +545,7 @@ describe("a detached sandbox", function()
       print(require("moonsand.core").getpid())
       local box, _, code = moonsand.create { name = "grouped", limits = { memory = "64M" } }
       print(box and box:detach() or code)
+      io.stdout:flush()
       os.execute("kill -KILL $PPID")]])
     if output:find "unavailable" then
       return -- no control groups for this user, which is what limits.memory is refused for
