@@ -183,6 +183,23 @@ describe("a detached sandbox", function()
     assert.is_true(box:exec("sleep 10", { timeout = 0.1 }).timed_out)
   end)
 
+  it("is known with all that matters for a snapshot", function()
+    local box = moonsand.assert(moonsand.create {
+      name = "copied", mounts = { { source = directory, target = "/data", mode = "copy" } },
+    })
+    moonsand.assert(box:detach())
+    fails("unsupported", connect("copied"):snapshot "spec-copied")
+    detached("plain", nil, function(each)
+      assert(each.files:write("kept", "kept"))
+    end)
+    local name = "spec-plain-" .. native.getpid()
+    moonsand.assert(connect("plain"):snapshot(name))
+    local again = moonsand.assert(moonsand.create { snapshot = name })
+    assert.equal("kept", again.files:read "kept")
+    again:close()
+    moonsand.assert(moonsand.delete_snapshot(name))
+  end)
+
   it("is left as it was by a handle's end, but for what that started", function()
     local id, agent = detached("left", nil, function(box)
       box:start("exec sleep 1000", { background = true })
