@@ -244,8 +244,10 @@ static int net_running(lua_State *L) {
 
 static int net_gc(lua_State *L) {
   ms_net_box *box = luaL_checkudata(L, 1, MS_NET_TYPE);
-  if (box->net)
+  if (box->net) {
+    ms_wishes_send(box->net);
     ms_net_unref(box->net);
+  }
   box->net = NULL;
   return 0;
 }
@@ -263,6 +265,7 @@ __attribute__((visibility("default"))) int luaopen_moonsand_net(lua_State *L);
 int luaopen_moonsand_net(lua_State *L) {
   static const luaL_Reg methods[] = {
       {"start", ms_transfer_start},
+      {"wish", ms_wish_new},
       {"close_idle", net_close_idle},
       {"running", net_running},
       {NULL, NULL},
@@ -286,6 +289,7 @@ int luaopen_moonsand_net(lua_State *L) {
   lua_pushcfunction(L, net_version);
   lua_setfield(L, -2, "version"); /* net.version */
   ms_transfer_open(L);
+  ms_wish_open(L);
   ms_websocket_open(L);
   ms_codec_open(L);
   return 1;
