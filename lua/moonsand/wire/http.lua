@@ -661,7 +661,9 @@ end
 ---@return { revoke: fun(self) }? wish, string? message, string? code, table? detail
 function Client:wish(opts)
   opts = options.check("client:wish", opts, REQUEST)
-  if not loop.host().lingers then
+  if opts.body or opts.json or opts.multipart then
+    errors.raise(2, "client:wish: a wish has no body")
+  elseif not loop.host().lingers then
     return nil
   end
   local plan, message, code, detail = prepare(self, opts)
