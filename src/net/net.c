@@ -264,11 +264,8 @@ __attribute__((visibility("default"))) int luaopen_moonsand_net(lua_State *L);
 
 int luaopen_moonsand_net(lua_State *L) {
   static const luaL_Reg methods[] = {
-      {"start", ms_transfer_start},
-      {"wish", ms_wish_new},
-      {"close_idle", net_close_idle},
-      {"running", net_running},
-      {NULL, NULL},
+      {"start", ms_transfer_start}, {"wish", ms_wish_new}, {"close_idle", net_close_idle},
+      {"running", net_running},     {NULL, NULL},
   };
   static const luaL_Reg meta[] = {{"__gc", net_gc}, {NULL, NULL}};
   CURLcode code = curl_global_init(CURL_GLOBAL_DEFAULT);

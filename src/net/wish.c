@@ -1,10 +1,10 @@
 /* A last wish: a request that is sent when the Lua state is closed, if it was not revoked before.
  * No Lua runs then: whatever it would need to wait is gone by that time.
  *
- *   - Until it is revoked, the registry holds a wish, and the wish its net. So one that is collected
- *     all the same tells that the state is being closed; and its net, being older, comes after it.
+ *   - Until it is revoked, the registry holds a wish, and the wish its net. So the collection of
+ *     one tells that the state is being closed; and its net, being older, comes after it.
  *   - It leaves its request in `net->last` then. When the net is collected they are sent, side by
- *     side, over connections of their own. Nobody looks at the answers; who takes too long is let go.
+ *     side, over connections of their own. Nobody looks at the answers, or waits long for them.
  *   - Nothing is sent in a forked child: what it would end is the parent's. */
 #include "../compat.h"
 #include "net.h"
