@@ -106,7 +106,7 @@ describe("moonsand.net", function()
   -- ---------------------------------------------------------------- the end of the Lua state
 
   describe("a last wish", function()
-    --- Runs a program with a function `wish(name, options)`: what it wrote, and how long its end took.
+    --- Runs a program with a function `wish(name, options)`: what it wrote, how long its end took.
     local function program(code)
       local output = child(([[
         local core = require "moonsand.core"
@@ -143,8 +143,18 @@ describe("moonsand.net", function()
         end
         clients, wish = nil, nil
         for _ = 1, 5 do collectgarbage() end
-        print("so far", require("moonsand.wire.http").call { url = os.getenv "BASE" .. "/count?of=%s" }.count)
-        ]]):format(name, name))
+        ]]):format(name))
+      assert.equal(1, (server.count(name)))
+    end)
+
+    it("is not sent before, whatever is collected", function()
+      local name = server.name()
+      local output = program(([[
+        wish(%q)
+        for _ = 1, 5 do collectgarbage() end
+        local base = os.getenv "BASE"
+        print(clients.call { url = base .. "/count?of=%s" }.count)]]):format(name, name))
+      assert.equal(0, tonumber(output), output)
       assert.equal(1, (server.count(name)))
     end)
 
@@ -198,7 +208,8 @@ describe("moonsand.net", function()
           os.exit(0, true)
         end
         native.wait(child)
-        print(clients.call { url = os.getenv "BASE" .. "/count?of=%s" }.count)]]):format(name, name))
+        local base = os.getenv "BASE"
+        print(clients.call { url = base .. "/count?of=%s" }.count)]]):format(name, name))
       assert.equal(0, tonumber(output), output)
       assert.equal(1, (server.count(name)))
     end)

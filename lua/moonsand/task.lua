@@ -63,8 +63,8 @@ local function report(failure)
 end
 
 --- An object whose end calls `fn`. The collector comes in the middle of anything, so `fn` only
---- takes notes. What it calls has no `pairs`: LuaJIT (before August 2023) hangs in a finalizer where it
---- leaves such a loop that it compiled.
+--- takes notes. What it calls has no `pairs`: LuaJIT (before August 2023) hangs in a finalizer where
+--- it leaves such a loop that it compiled.
 local function finalizer(fn)
   if newproxy then
     local guard = newproxy(true)
