@@ -533,11 +533,14 @@ return function(name, opts)
         for _, row in ipairs(rows) do
           found = found or row.id == id and row
         end
-        assert.is_table(found)
+        assert.is_true(found.running)
         assert(box.files:write("go-on", ""))
         assert.equal("three", q.stdout:read("l", 20))
         assert.is_true(assert(q:wait(20)).ok)
         assert.equal("one\ntwo\nthree\n", assert(q:log()).stdout)
+        for _, row in ipairs(assert(box:processes())) do
+          assert.is_true(row.id ~= id or not row.running and row.exit_code == 0)
+        end
       end)
     end
 

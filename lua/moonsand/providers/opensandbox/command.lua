@@ -394,6 +394,14 @@ function Command:offsets()
   return offsets
 end
 
+--- How it ended; nil while it runs, or when execd does not say.
+---@return table? exit
+function Command:look(limits)
+  local status = status_of(self, limits)
+  return status and not status.running and exit_of(tonumber(status.exit_code), status.error, self.id)
+    or nil
+end
+
 --- What its streams hold now, from their start.
 ---@param max integer bytes of each
 ---@return { stdout: string, stderr: string }? log, string? message, string? code, table? detail

@@ -269,6 +269,9 @@ local function expose(program, known)
     return known.entry:log(max, limits)
   end
   function program.detach()
+    if known.entry then
+      known.entry.let_go = true
+    end
     program.job.limits.token:cancel "detached"
   end
   return program
@@ -313,7 +316,7 @@ function Driver:start(spec)
     local exit
     exit, message, code, detail = run(job)
     self.running[job.program] = nil
-    entry.exit = exit or {} -- of which nothing is known
+    entry.exit = exit or not entry.let_go and {} or nil -- {}: nothing is known of it
     return exit, message, code, detail
   end, {
     signal = function(job, number, tree)
@@ -326,11 +329,14 @@ function Driver:start(spec)
   return expose(program, chosen)
 end
 
---- What was started here: running, and the last that ended.
+--- What was started here: running, and the last that ended. Who was let go of is asked for.
 ---@return table[] rows
-function Driver:processes()
+function Driver:processes(limits)
   local rows = {}
   for i, entry in ipairs(self.started) do
+    if entry.let_go and not entry.exit and entry.look then
+      entry.exit = entry:look(limits)
+    end
     rows[i] = {
       id = entry.id,
       pid = entry.pid,
