@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -53,6 +54,12 @@ static void close_pidfd(ms_sandbox *s) {
   s->pidfd = s->pidfd_source.fd = -1;
 }
 
+static void close_file(int *fd) {
+  if (*fd >= 0)
+    close(*fd);
+  *fd = -1;
+}
+
 static void lose_everything(ms_sandbox *s) {
   while (s->processes)
     ms_process_lost(s->processes);
@@ -74,18 +81,44 @@ static void sandbox_end(ms_sandbox *s, ms_sandbox_state state) {
   if (s->pidfd >= 0 && !s->dead && !ms_reactor_foreign(s->reactor))
     syscall(SYS_pidfd_send_signal, s->pidfd, SIGKILL, NULL, 0);
   close_socket(s);
-  if (s->root >= 0)
-    close(s->root);
-  s->root = -1;
+  close_file(&s->root);
+  close_file(&s->complaints);
+  close_file(&s->self);
   lose_everything(s);
   ms_wake(s->reactor, &s->wait);
 }
 
 /* Beginning ----------------------------------------------------------------------------------- */
 
+/* The process behind a pidfd, as this process knows it. 0: it is none. */
+static int pid_behind(int pidfd) {
+  char path[40], line[64];
+  int pid = 0;
+  snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
+  FILE *file = fopen(path, "re");
+  while (file && fgets(line, sizeof line, file) && sscanf(line, "Pid: %d", &pid) != 1)
+    continue;
+  if (file)
+    fclose(file);
+  return pid;
+}
+
+/* From now on its life is the agent's, not bwrap's. */
+static void adopt_self(ms_sandbox *s) {
+  if (s->self < 0)
+    return;
+  close_pidfd(s);
+  s->pid = pid_behind(s->self);
+  s->pidfd = s->pidfd_source.fd = s->self;
+  s->self = -1;
+  ms_source_watch(s->reactor, &s->pidfd_source, EPOLLIN);
+}
+
 static void check_ready(ms_sandbox *s) {
   if (s->state != MS_SANDBOX_STARTING || !s->created || !s->ready)
     return;
+  adopt_self(s);
+  close_file(&s->complaints);
   s->state = MS_SANDBOX_READY;
   ms_wake(s->reactor, &s->wait);
 }
@@ -106,6 +139,15 @@ void ms_sandbox_failed(ms_sandbox *s, int error, const char *stage) {
   sandbox_end(s, MS_SANDBOX_FAILED);
 }
 
+/* It ended before it was ready, and nobody said why; but perhaps bwrap did. */
+static void unexplained(ms_sandbox *s) {
+  char text[sizeof s->stage] = "agent";
+  ssize_t length = s->complaints < 0 ? 0 : read(s->complaints, text, sizeof text - 1);
+  if (length > 0)
+    text[strcspn(text, "\n")] = '\0';
+  ms_sandbox_failed(s, ECONNRESET, text);
+}
+
 /* Messages ------------------------------------------------------------------------------------ */
 
 static bool on_ready(ms_sandbox *s, ms_message *message) {
@@ -120,6 +162,15 @@ static bool on_ready(ms_sandbox *s, ms_message *message) {
   message->fd_count = 0;
   s->ready = true;
   check_ready(s);
+  return true;
+}
+
+static bool on_self(ms_sandbox *s, ms_message *message) {
+  if (s->complaints < 0 || s->self >= 0 || s->ready || message->fd_count != 1 ||
+      pid_behind(message->fds[0]) <= 0)
+    return false;
+  s->self = message->fds[0];
+  message->fd_count = 0;
   return true;
 }
 
@@ -180,6 +231,8 @@ static bool on_message(ms_sandbox *s, ms_message *message) {
   switch (message->header.type) {
   case MS_READY:
     return on_ready(s, message);
+  case MS_SELF:
+    return on_self(s, message);
   case MS_FAILED:
     return on_failed(s, message);
   case MS_RETURN:
@@ -204,7 +257,7 @@ static void socket_ready(ms_source *source, uint32_t events) {
       break;
     if (received == 0 || received == -ECONNRESET) {
       if (!s->ready)
-        ms_sandbox_failed(s, ECONNRESET, "agent");
+        unexplained(s);
       sandbox_end(s, MS_SANDBOX_GONE);
       return;
     }
@@ -227,7 +280,7 @@ static void pidfd_ready(ms_source *source, uint32_t events) {
   if (s->socket >= 0)
     socket_ready(&s->socket_source, EPOLLIN); /* its last words, perhaps why it failed */
   if (!s->ready)
-    ms_sandbox_failed(s, ECONNRESET, "agent");
+    unexplained(s);
   sandbox_end(s, MS_SANDBOX_GONE);
   ms_wake(s->reactor, &s->wait);
 }
@@ -414,6 +467,8 @@ ms_sandbox *ms_sandbox_new(lua_State *L, ms_reactor *r, int socket) {
   *s = (ms_sandbox){.socket = socket,
                     .pidfd = -1,
                     .root = -1,
+                    .complaints = -1,
+                    .self = -1,
                     .socket_source = {.ready = socket_ready, .fd = socket},
                     .pidfd_source = {.ready = pidfd_ready, .fd = -1}};
   s->reactor = ms_reactor_ref(r);

@@ -19,12 +19,15 @@
 #define MS_WIRE_MAX_FDS 4
 
 typedef enum ms_type {
-  /* host -> zygote. Body: see ms_config in agent/agent.h. File: the agent's end of its socket. */
+  /* host -> zygote. Body: see ms_config in agent/agent.h. Files: the agent's end of its socket; with
+   * MS_CREATE_BWRAP, where bwrap is to say what is wrong. */
   MS_CREATE = 1,
   /* zygote -> host. i32 errno, i32 pid, str stage. File: a pidfd. */
   MS_CREATED,
 
-  /* agent -> host, first message. File: "/" (O_PATH). */
+  /* agent -> host, before MS_READY, from below bwrap: who it is. File: a pidfd of its own. */
+  MS_SELF,
+  /* agent -> host, it serves from now on. File: "/" (O_PATH). */
   MS_READY,
   /* agent -> host, last message: the sandbox cannot be made. i32 errno, str stage. */
   MS_FAILED,
@@ -56,6 +59,7 @@ typedef enum ms_type {
 
 #define MS_CREATE_MOUNTS 2u       /* header flag of MS_CREATE: needs sight of the host's mounts */
 #define MS_CREATE_HOST_NETWORK 4u /* and: no network namespace of its own */
+#define MS_CREATE_BWRAP 8u        /* and: its namespaces are made by bwrap */
 
 #define MS_MOUNT_READ_ONLY 1u
 #define MS_MOUNT_COPY 2u     /* what is written goes to a copy */

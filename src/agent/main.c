@@ -165,10 +165,10 @@ static bool make_room(zygote *z) {
 }
 
 static pid_t clone_sandbox(int *pidfd, uint16_t wanted) {
-  unsigned long flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS |
-                        CLONE_NEWCGROUP | CLONE_PIDFD | SIGCHLD;
-  if (!(wanted & MS_CREATE_HOST_NETWORK))
-    flags |= CLONE_NEWNET;
+  unsigned long flags = CLONE_PIDFD | SIGCHLD;
+  if (!(wanted & MS_CREATE_BWRAP))
+    flags |= CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS |
+             CLONE_NEWCGROUP | (wanted & MS_CREATE_HOST_NETWORK ? 0 : CLONE_NEWNET);
   return (pid_t)syscall(SYS_clone, flags, NULL, pidfd, NULL, NULL);
 }
 
@@ -185,6 +185,8 @@ static int make_spare(zygote *z, spare *made, uint16_t flags) {
     close(z->signals);
     close(HOST_SOCKET);
     close(pair[0]);
+    if (flags & MS_CREATE_BWRAP)
+      ms_bwrap_main(pair[1], HOST_PIDFD, flags, &request);
     ms_sandbox_main(pair[1], HOST_PIDFD, z->uid, z->gid, flags, &request);
   }
   int error = errno;
@@ -229,7 +231,8 @@ static void answer(int error, pid_t pid, int pidfd) {
 
 /* The spare is as most are wanted; what is wanted otherwise is made for it. */
 static void zygote_create(zygote *z) {
-  uint16_t flags = request.header.flags & (MS_CREATE_MOUNTS | MS_CREATE_HOST_NETWORK);
+  uint16_t flags = request.header.flags &
+                   (MS_CREATE_MOUNTS | MS_CREATE_HOST_NETWORK | MS_CREATE_BWRAP);
   spare fresh = {0};
   spare *to = flags ? &fresh : &z->spare;
   int error = hand_over(z, to, flags);
@@ -259,7 +262,10 @@ static void zygote_idmap(const zygote *z) {
   }
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  (void)argv;
+  if (argc > 1)
+    ms_bwrapped_main(&request);
   zygote z = {0};
   if (zygote_prepare(&z) < 0)
     return 1;

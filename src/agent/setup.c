@@ -102,6 +102,19 @@ static int prepare(uid_t uid, gid_t gid, uint16_t flags, const ms_mount *root, c
   return 0;
 }
 
+int ms_shut(const ms_config *config, uint16_t flags, const ms_mounts *mounts, uint64_t *secret,
+            const char **stage) {
+  MS_STAGE("random", getrandom(secret, sizeof *secret, 0));
+  MS_STAGE("no_new_privs", prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+  if (flags & MS_CREATE_HOST_NETWORK)
+    MS_STAGE("abstract sockets", ms_net_scope());
+  MS_STAGE("dumpable", prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
+  if (ms_mounts_write_host(mounts))
+    MS_STAGE("seccomp", ms_setid_install(*secret));
+  MS_STAGE("seccomp", install_filter(config, *secret));
+  return 0;
+}
+
 static int finish(const ms_config *config, uint16_t flags, ms_mounts *mounts, uint64_t *secret,
                   const char **stage) {
   const ms_mount *root = ms_mounts_root(mounts);
@@ -114,20 +127,11 @@ static int finish(const ms_config *config, uint16_t flags, ms_mounts *mounts, ui
     MS_STAGE("root",
              mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL));
   MS_STAGE("hostname", sethostname(config->hostname, strlen(config->hostname)));
-  MS_STAGE("random", getrandom(secret, sizeof *secret, 0));
   MS_STAGE("capabilities", drop_capabilities());
-  MS_STAGE("no_new_privs", prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
-  if (flags & MS_CREATE_HOST_NETWORK)
-    MS_STAGE("abstract sockets", ms_net_scope());
-  MS_STAGE("dumpable", prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
-  if (ms_mounts_write_host(mounts))
-    MS_STAGE("seccomp", ms_setid_install(*secret));
-  MS_STAGE("seccomp", install_filter(config, *secret));
-  return 0;
+  return ms_shut(config, flags, mounts, secret, stage);
 }
 
-/* 0, or a negative errno and what is wrong with it. */
-static int read_config(ms_reader *body, ms_config *config, const char **stage) {
+int ms_config_read(ms_reader *body, ms_config *config, const char **stage) {
   config->version = ms_get_str(body);
   config->disk = ms_get_u64(body);
   config->inodes = ms_get_u64(body);
@@ -136,6 +140,7 @@ static int read_config(ms_reader *body, ms_config *config, const char **stage) {
   for (uint32_t i = 0; i < config->allow_count && i < MS_ALLOW_MAX; i++)
     config->allow[i] = ms_get_str(body);
   config->mounts = ms_get_u32(body);
+  config->bwrap = ms_get_str(body);
   *stage = "version";
   if (!ms_get_end(body) || strcmp(config->version, MS_VERSION) != 0)
     return -EPROTO;
@@ -146,8 +151,8 @@ static int read_config(ms_reader *body, ms_config *config, const char **stage) {
   return 0;
 }
 
-/* Waits for the one message of the zygote. Without it there is nothing to live for. */
-static void await_create(int socket, int host_pidfd, ms_message *message) {
+/* Without that message there is nothing to live for. */
+int ms_await_create(int socket, int host_pidfd, ms_message *message) {
   struct pollfd events[] = {{.fd = socket, .events = POLLIN}, {.fd = host_pidfd, .events = POLLIN}};
   for (;;) {
     if (poll(events, 2, -1) < 0)
@@ -155,10 +160,9 @@ static void await_create(int socket, int host_pidfd, ms_message *message) {
     int received = events[1].revents ? 0 : ms_receive(socket, message);
     if (received == -EAGAIN)
       continue;
-    if (received <= 0 || message->fd_count != 1)
+    if (received <= 0 || message->fd_count < 1)
       _exit(1);
-    close(socket);
-    return;
+    return message->fds[0];
   }
 }
 
@@ -189,10 +193,10 @@ _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid
   bool sighted = flags & MS_CREATE_MOUNTS; /* it sees the host's until it has what it is to show */
   int error = sighted ? 0 : prepare(uid, gid, flags, NULL, &stage);
   const char *prepared = stage;
-  await_create(zygote_socket, host_pidfd, message);
-  int host = message->fds[0];
+  int host = ms_await_create(zygote_socket, host_pidfd, message);
+  close(zygote_socket);
   message->fd_count = 0; /* kept */
-  int wrong = read_config(&message->body, &config, &stage);
+  int wrong = ms_config_read(&message->body, &config, &stage);
   if (wrong)
     error = wrong;
   else if (error)
@@ -205,6 +209,10 @@ _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid
     error = finish(&config, flags, &mounts, &secret, &stage);
   if (!error)
     ms_agent_loop(host, host_pidfd, secret, message);
+  ms_give_up(host, error, stage);
+}
+
+_Noreturn void ms_give_up(int host, int error, const char *stage) {
   char text[256];
   ms_writer body = {.data = text, .capacity = sizeof text};
   ms_put_u32(&body, (uint32_t)-error);

@@ -19,6 +19,14 @@ local M = { name = "local" }
 --- Where the helper program is: beside the C module.
 M.agent = (core.module_path() or ""):gsub("[^/]*$", "") .. "agent"
 
+--- Where bubblewrap is, which may make namespaces where this helper may not.
+M.bwrap = "/usr/bin/bwrap"
+
+--- Who makes the namespaces when `create` does not say: nil for the helper itself, and bwrap where only
+--- that may. Set in specs.
+---@type "native"|"bwrap"|nil
+M.isolation = nil
+
 --- How long the end of a program that was killed is waited for before the kill counts as unconfirmed.
 local KILL_CONFIRMED = 5
 
@@ -42,12 +50,10 @@ M.options = {
   idle_timeout = "number",
 }
 
---- What these may be here, if anything.
-local ONLY = { isolation = "native" }
-local UNSUPPORTED = {
-  "isolation", "image", "template", "snapshot",
-  "lifetime", "idle_timeout",
-}
+local UNSUPPORTED = { "image", "template", "snapshot", "lifetime", "idle_timeout" }
+
+--- Who may make the namespaces.
+local LAUNCHERS = { native = true, bwrap = true }
 
 local SECCOMP = { allow = "table" }
 local ALLOW_MAX = 16 -- as the agent takes
@@ -377,7 +383,7 @@ end
 function Sandbox:info()
   return {
     pid = self.raw:pid(),
-    isolation = "native",
+    isolation = self.isolation,
     network = self.network,
     limits = self.enforced,
     mounts = self.mounts,
@@ -459,30 +465,41 @@ local function read_limit(name, value)
   return value
 end
 
+--- A number of files cannot be told to bwrap.
+local function cannot_hold(name, isolation)
+  if name == "inodes" then
+    return isolation == "bwrap" and "bwrap sets no number of files for a tmpfs"
+  end
+  return not HOW[name] and "no cgroup that this process may use"
+end
+
 --- The limits to set, and how each is held; or a failure for one that cannot be.
-local function plan_limits(opts)
+local function plan_limits(opts, isolation)
   local limits, enforced = {}, {}
   local waived = {}
   for _, name in ipairs(opts.allow_unenforced or {}) do
     waived[name] = true
   end
   for name, value in pairs(DEFAULTS) do
-    limits[name], enforced[name] = value, { value = value, by = HOW[name] }
+    local by = cannot_hold(name, isolation) and "none" or HOW[name]
+    limits[name], enforced[name] = value, { value = value, by = by }
   end
   for name, asked in pairs(options.check("moonsand.create: limits", opts.limits, KNOWN, 6)) do
     local value, message, code, detail = read_limit(name, asked)
     if not value then
       return nil, message, code, detail
-    elseif not HOW[name] and not waived[name] then
+    end
+    local cause = cannot_hold(name, isolation)
+    if cause and not waived[name] then
       return errors.fail("unavailable",
         ("limits.%s cannot be held for a whole sandbox here"):format(name), {
-          cause = "no cgroup that this process may use",
+          cause = cause,
           fix = ("leave it out, limit single programs (exec's limits), or accept it with "
             .. "allow_unenforced = { %q }"):format(name),
         })
     end
     limits[name] = HOW[name] and value or nil
-    enforced[name] = { value = value, by = HOW[name] or "none" }
+    enforced[name] = { value = value, by = not cause and HOW[name] or "none" }
   end
   return limits, enforced
 end
@@ -523,7 +540,11 @@ local function try(spec, plan, limits)
   if not from then
     return nil, message, code, detail
   end
-  spec.sight, message, code, detail = mounts.prepare(plan, from, limits)
+  if spec.bwrap then
+    spec.sight, message, code, detail = mounts.suit_bwrap(plan)
+  else
+    spec.sight, message, code, detail = mounts.prepare(plan, from, limits)
+  end
   if spec.sight == nil then
     if detail.stage == "zygote" then
       from:close()
@@ -552,6 +573,17 @@ local function make(spec, plan, limits)
     raw, message, code, detail = try(spec, plan, limits)
   end
   return raw, message, code, detail
+end
+
+--- Makes one below bwrap, where the helper may make no namespaces itself: `refused` is that failure.
+---@return userdata? raw, string? message, string? code, table? detail
+local function make_below_bwrap(spec, plan, limits, refused)
+  spec.bwrap = M.bwrap
+  local raw, message, code, detail = make(spec, plan, limits)
+  if raw or code ~= "unavailable" and code ~= "unsupported" then
+    return raw, message, code, detail
+  end
+  return doctor.neither(refused, message, detail)
 end
 
 local function valid_hostname(name)
@@ -636,10 +668,14 @@ function M.create(opts, limits)
     return errors.fail("invalid", ("hostname: %s is none"):format(options.quote(hostname)))
   end
   for _, name in ipairs(UNSUPPORTED) do
-    if opts[name] ~= nil and opts[name] ~= ONLY[name] then
-      return errors.fail("unsupported", ONLY[name] == nil and name .. " is not supported by this provider"
-        or ("%s: only %s is supported by this provider"):format(name, tostring(ONLY[name])))
+    if opts[name] ~= nil then
+      return errors.fail("unsupported", name .. " is not supported by this provider")
     end
+  end
+  local isolation = opts.isolation or M.isolation
+  if isolation and not LAUNCHERS[isolation] then
+    return errors.fail("invalid", ("isolation: %s is none of 'native', 'bwrap'"):format(
+      options.quote(isolation)))
   end
   local network, message, code, detail = read_network(opts.network)
   if network == nil then
@@ -651,7 +687,7 @@ function M.create(opts, limits)
     return nil, message, code, detail
   end
   local planned, enforced
-  planned, enforced, code, detail = plan_limits(opts)
+  planned, enforced, code, detail = plan_limits(opts, isolation)
   if not planned then
     return nil, enforced, code, detail
   end
@@ -661,13 +697,21 @@ function M.create(opts, limits)
     return nil, message, code, detail
   end
   local raw
-  raw, message, code, detail = make({
+  local spec = {
     disk = planned.disk,
     inodes = planned.inodes,
     hostname = hostname,
     allow = allow,
     host_network = network == "host",
-  }, plan, limits)
+    bwrap = isolation == "bwrap" and M.bwrap or nil,
+  }
+  raw, message, code, detail = make(spec, plan, limits)
+  if not raw and not isolation and doctor.is_policy(detail) then
+    planned, enforced = plan_limits(opts, "bwrap")
+    if planned then
+      raw, message, code, detail = make_below_bwrap(spec, plan, limits, detail)
+    end
+  end
   mounts.release(plan)
   if not raw then
     return nil, message, code, detail
@@ -675,6 +719,7 @@ function M.create(opts, limits)
   planned.disk, planned.inodes = nil, nil
   local box = setmetatable({
     raw = raw,
+    isolation = spec.bwrap and "bwrap" or "native",
     limits = planned, -- of each program, unless it says otherwise
     enforced = enforced,
     mounts = mounts.describe(plan),
