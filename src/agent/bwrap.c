@@ -62,6 +62,7 @@ static int tell(const ms_message *message, int host, const ms_mounts *mounts) {
   return error < 0 ? error : pair[1];
 }
 
+/* Not --die-with-parent: the agent watches the host, as always, and may outlive the zygote. */
 static void put_words(ms_words *w, const ms_config *config, uint16_t flags,
                       const ms_mounts *mounts) {
   MS_WORDS(w, config->bwrap, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-uts",
@@ -73,8 +74,8 @@ static void put_words(ms_words *w, const ms_config *config, uint16_t flags,
   MS_WORDS(w, "--gid");
   ms_words_number(w, MS_GID);
   MS_WORDS(w, "--disable-userns", "--assert-userns-disabled", "--cap-drop", "ALL",
-           "--die-with-parent", "--new-session", "--as-pid-1", "--clearenv", "--chdir", "/",
-           "--hostname", config->hostname);
+           "--new-session", "--as-pid-1", "--clearenv", "--chdir", "/", "--hostname",
+           config->hostname);
   ms_root_words(w, config->disk);
   for (uint32_t i = 0; i < mounts->count; i++) {
     const ms_mount *mount = &mounts->all[i];

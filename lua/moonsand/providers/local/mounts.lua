@@ -411,13 +411,18 @@ local function why(stage, errno, mount)
   return errors.code(errno), ("%s: %s"):format(stage, core.strerror(errno))
 end
 
---- A complaint of bwrap's that is about one of the mounts.
+--- A complaint of bwrap's that is about one of the mounts: it names a path, and why.
 local function complaint(plan, stage)
   local words = stage:match "^bwrap: (.*)"
   for _, mount in ipairs(words and plan or {}) do
-    if words:find(mount.path, 1, true) or words:find(mount.target, 1, true) then
-      return true, ("%s: %s: bwrap: %s"):format(mount.label, options.quote(mount.source), words),
-        "invalid", { path = mount.source }
+    local target = words:find(mount.target:sub(1, 100), 1, true) -- it is cut at some length
+    if target or words:find(mount.path:sub(1, 100), 1, true) then
+      local code = "invalid"
+      for _, errno in pairs(core.errno) do
+        code = words:sub(-#core.strerror(errno)) == core.strerror(errno) and errors.code(errno) or code
+      end
+      return true, ("%s: %s: %sbwrap: %s"):format(mount.label, options.quote(mount.source),
+        target and "target: " or "", words), code, { path = target and mount.target or mount.source }
     end
   end
   return false
