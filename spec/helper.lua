@@ -23,7 +23,7 @@ if os.getenv "MOONSAND_GCSTRESS" == "1" then
 end
 
 --- MOONSAND_TEST_ISOLATION=bwrap runs whatever spec with the other launcher.
-if os.getenv "MOONSAND_TEST_ISOLATION" then
+if support.isolation ~= "native" then
   require("moonsand.providers.local").isolation = support.isolation
 end
 

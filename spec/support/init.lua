@@ -10,7 +10,7 @@ M.interpreter = rawget(_G, "jit") and "luajit" or "lua5.4"
 
 --- Who makes the namespaces of sandboxes in this run: see helper.lua.
 ---@type "native"|"bwrap"
-M.isolation = os.getenv "MOONSAND_TEST_ISOLATION" or "native"
+M.isolation = (os.getenv "MOONSAND_TEST_ISOLATION" or ""):match "%S+" or "native"
 
 -- ---------------------------------------------------------------- the shell
 

@@ -81,10 +81,10 @@ typedef struct ms_exec {
 _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid,
                                uint16_t flags, ms_message *message);
 /* bwrap.c: the same for a fork in no namespaces: it waits, and becomes the bwrap that starts an
- * agent; which is the other one. */
+ * agent; which is the other one, told what namespaces the host is in. */
 _Noreturn void ms_bwrap_main(int zygote_socket, int host_pidfd, uint16_t flags,
                              ms_message *message);
-_Noreturn void ms_bwrapped_main(ms_message *message);
+_Noreturn void ms_bwrapped_main(char **host_namespaces, ms_message *message);
 /* setup.c: the life of a fork in a new user namespace: shows `shown` as who runs the sandboxes, and
  * sends the namespace. */
 _Noreturn void ms_idmap_main(int socket, uid_t shown, gid_t shown_gid, uid_t uid, gid_t gid);

@@ -16,6 +16,7 @@
 #include <linux/capability.h>
 #include <linux/magic.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -35,6 +36,18 @@ enum { TOLD = 3, HOST_PIDFD = 4, PROGRAM = 5, FIRST_FREE = 6 };
     if (!(condition))                                                                              \
       return -EPERM;                                                                               \
   } while (0)
+
+/* Each is a file in /proc/self/ns, whose number is told and compared. The last may be shared. */
+static const char *const namespaces[] = {"user", "mnt", "pid", "ipc", "uts", "cgroup", "net"};
+enum { NAMESPACES = sizeof namespaces / sizeof *namespaces };
+
+/* 0: there is none of that kind. */
+static uint64_t namespace_number(const char *kind) {
+  char path[40];
+  struct stat st;
+  snprintf(path, sizeof path, "/proc/self/ns/%s", kind);
+  return stat(path, &st) < 0 ? 0 : st.st_ino;
+}
 
 /* Becoming bwrap ------------------------------------------------------------------------------ */
 
@@ -83,7 +96,9 @@ static void put_words(ms_words *w, const ms_config *config, uint16_t flags,
       MS_WORDS(w, mount->flags & MS_MOUNT_READ_ONLY ? "--ro-bind" : "--bind", mount->source,
                mount->target);
   }
-  MS_WORDS(w, "--", "/proc/self/fd/5", "inside"); /* PROGRAM, by a path that every sandbox has */
+  MS_WORDS(w, "--", "/proc/self/fd/5"); /* PROGRAM, by a path that every sandbox has */
+  for (int i = 0; i < NAMESPACES; i++)
+    ms_words_number(w, namespace_number(namespaces[i]));
 }
 
 /* Puts the files at their numbers: all above those first, lest one overwrites another. */
@@ -173,6 +188,15 @@ static int check_privileges(const char **stage) {
   return 0;
 }
 
+static int check_namespaces(char **host, uint16_t flags, const char **stage) {
+  int own = flags & MS_CREATE_HOST_NETWORK ? NAMESPACES - 1 : NAMESPACES;
+  for (int i = 0; i < own; i++) {
+    uint64_t is = namespace_number(namespaces[i]);
+    EXPECT("bwrap: it left a namespace of the host's", is && host[i] && strtoull(host[i], NULL, 10) != is);
+  }
+  return 0;
+}
+
 static int check_root(uint64_t disk, const char **stage) {
   static const char *const read_only[] = {"/usr", "/dev", "/proc/sys"};
   struct statfs root;
@@ -187,9 +211,11 @@ static int check_root(uint64_t disk, const char **stage) {
   return 0;
 }
 
-static int become_agent(const ms_config *config, uint16_t flags, ms_mounts *mounts,
-                        uint64_t *secret, const char **stage) {
+static int become_agent(const ms_config *config, uint16_t flags, char **host_namespaces,
+                        ms_mounts *mounts, uint64_t *secret, const char **stage) {
   int error = check_privileges(stage);
+  if (!error)
+    error = check_namespaces(host_namespaces, flags, stage);
   if (!error)
     error = check_root(config->disk, stage);
   if (error)
@@ -212,7 +238,7 @@ static int show_self(int host) {
   return error < 0 ? -1 : 0;
 }
 
-_Noreturn void ms_bwrapped_main(ms_message *message) {
+_Noreturn void ms_bwrapped_main(char **host_namespaces, ms_message *message) {
   static ms_mounts mounts;
   ms_config config;
   uint64_t secret = 0;
@@ -232,7 +258,7 @@ _Noreturn void ms_bwrapped_main(ms_message *message) {
   message->fd_count = 0; /* kept */
   int error = ms_config_read(&message->body, &config, &stage);
   if (!error)
-    error = become_agent(&config, message->header.flags, &mounts, &secret, &stage);
+    error = become_agent(&config, message->header.flags, host_namespaces, &mounts, &secret, &stage);
   if (!error) {
     stage = "self";
     error = show_self(host) < 0 ? -errno : 0;

@@ -263,9 +263,8 @@ static void zygote_idmap(const zygote *z) {
 }
 
 int main(int argc, char **argv) {
-  (void)argv;
   if (argc > 1)
-    ms_bwrapped_main(&request);
+    ms_bwrapped_main(argv + 1, &request);
   zygote z = {0};
   if (zygote_prepare(&z) < 0)
     return 1;

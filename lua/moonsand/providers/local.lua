@@ -577,9 +577,13 @@ end
 
 --- Makes one below bwrap, where the helper may make no namespaces itself: `refused` is that failure.
 ---@return userdata? raw, string? message, string? code, table? detail
-local function make_below_bwrap(spec, plan, limits, refused)
-  spec.bwrap = M.bwrap
-  local raw, message, code, detail = make(spec, plan, limits)
+local function make_below_bwrap(opts, spec, plan, limits, refused)
+  local raw
+  local held, message, code, detail = plan_limits(opts, "bwrap")
+  if held then
+    spec.bwrap = M.bwrap
+    raw, message, code, detail = make(spec, plan, limits)
+  end
   if raw or code ~= "unavailable" and code ~= "unsupported" then
     return raw, message, code, detail
   end
@@ -707,10 +711,8 @@ function M.create(opts, limits)
   }
   raw, message, code, detail = make(spec, plan, limits)
   if not raw and not isolation and doctor.is_policy(detail) then
-    planned, enforced = plan_limits(opts, "bwrap")
-    if planned then
-      raw, message, code, detail = make_below_bwrap(spec, plan, limits, detail)
-    end
+    raw, message, code, detail = make_below_bwrap(opts, spec, plan, limits, detail)
+    enforced = raw and select(2, plan_limits(opts, "bwrap"))
   end
   mounts.release(plan)
   if not raw then
