@@ -265,6 +265,20 @@ describe("bwrap:", function()
     end)
   end)
 
+  -- ------------------------------------------------------------------ the other way out
+
+  it("the AppArmor profile is installed for the helper where it will be", function()
+    local root_directory = support.directory() .. "/installed"
+    local output, status = support.run(("make -s install-profile APPARMOR=yes DESTDIR=%s PREFIX=/opt/m"):format(
+      root_directory))
+    assert.equal(0, status, output)
+    local text = support.read(root_directory .. "/etc/apparmor.d/moonsand")
+    assert.truthy(text:find('\n@{moonsand_agent} = ?"/opt/m/lib/lua/5%.[14]/moonsand/agent"'), text)
+    assert.truthy(text:find("\nprofile moonsand%-agent @{moonsand_agent} .*\n  userns,\n"), text)
+    support.run(("make -s install-profile APPARMOR=no DESTDIR=%s/none"):format(root_directory))
+    assert.is_false(support.exists(root_directory .. "/none"))
+  end)
+
   -- ------------------------------------------------------------------ lives and deaths
 
   describe("a sandbox below it", function()
