@@ -320,6 +320,18 @@ describe("bwrap:", function()
       end)
     end)
 
+    it("leaves nothing, however early its host is killed", function()
+      for i = 1, 30 do
+        local mark = ("ms-early-%d-%d"):format(native.getpid(), i)
+        local command = support.command(([[
+          require "moonsand".create { isolation = "bwrap", hostname = %q }]]):format(mark))
+        support.run(("timeout -s KILL 0.%03d %s"):format(i * 2, command))
+        support.eventually(5, "a bwrap lives on", function()
+          return not support.run("grep -slz " .. mark:gsub("early", "[e]arly") .. " /proc/[0-9]*/cmdline"):find "%d"
+        end)
+      end
+    end)
+
     it("can be made fifty at a time", function()
       local boxes = {}
       for i = 1, 50 do

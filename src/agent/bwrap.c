@@ -141,6 +141,7 @@ static int become_bwrap(const ms_config *config, uint16_t flags, const ms_mounts
   sigset_t signals;
   sigemptyset(&signals);
   sigprocmask(SIG_SETMASK, &signals, NULL);
+  MS_STAGE("files", setpgid(0, 0)); /* see kill_child */
   MS_STAGE("bwrap", execve(config->bwrap, (char **)words.all, none));
   return 0;
 }
@@ -192,7 +193,8 @@ static int check_namespaces(char **host, uint16_t flags, const char **stage) {
   int own = flags & MS_CREATE_HOST_NETWORK ? NAMESPACES - 1 : NAMESPACES;
   for (int i = 0; i < own; i++) {
     uint64_t is = namespace_number(namespaces[i]);
-    EXPECT("bwrap: it left a namespace of the host's", is && host[i] && strtoull(host[i], NULL, 10) != is);
+    EXPECT("bwrap: it left a namespace of the host's",
+           is && host[i] && strtoull(host[i], NULL, 10) != is);
   }
   return 0;
 }

@@ -132,21 +132,32 @@ static void drop_spare(spare *s) {
   s->pid = 0;
 }
 
+/* A bwrap leads a group. In it is what it started, until that is an agent, which has a session of
+ * its own: a bwrap that dies too early leaves a child that waits for it for ever. */
+static void kill_child(pid_t pid) {
+  kill(-pid, SIGKILL);
+  kill(pid, SIGKILL);
+}
+
 static void zygote_reap(zygote *z) {
   struct signalfd_siginfo drained[16];
   while (read(z->signals, drained, sizeof drained) > 0)
     continue;
-  pid_t pid;
-  while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
+  siginfo_t dead = {0};
+  while (waitid(P_ALL, 0, &dead, WEXITED | WNOHANG | WNOWAIT) == 0 && dead.si_pid > 0) {
+    pid_t pid = dead.si_pid;
+    kill_child(pid);
+    waitpid(pid, NULL, 0);
     if (pid == z->spare.pid)
       drop_spare(&z->spare);
     forget_child(z, pid);
+    dead.si_pid = 0;
   }
 }
 
 static _Noreturn void zygote_end(const zygote *z) {
   for (size_t i = 0; i < z->count; i++)
-    kill(z->children[i], SIGKILL);
+    kill_child(z->children[i]);
   _exit(0);
 }
 
