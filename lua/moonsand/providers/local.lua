@@ -66,6 +66,9 @@ local native = {
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
 
+--- What of that bwrap does not offer.
+local BEYOND_BWRAP = { root = true, ["limits.inodes"] = true }
+
 --- What `can` may be asked besides.
 M.capabilities = { "mounts", "root", "workspace" }
 
@@ -188,7 +191,7 @@ function Sandbox:open(path)
 end
 
 function Sandbox:can(name)
-  return native[name] and "native" or false
+  return native[name] and not (self.isolation == "bwrap" and BEYOND_BWRAP[name]) and "native" or false
 end
 
 --- The file calls stand on the agent.
