@@ -322,8 +322,8 @@ static int zygote_create(lua_State *L) {
   }
   ms_header header = {.type = MS_CREATE, .flags = flags, .id = ++z->last_id};
   files[0] = pair[1];
-  error = ms_outbox_send(&z->outbox, z->socket, &header, body.data, body.length, files,
-                         bwrap ? 2 : 1);
+  error =
+      ms_outbox_send(&z->outbox, z->socket, &header, body.data, body.length, files, bwrap ? 2 : 1);
   if (error) {
     close(pair[0]);
     if (complaints >= 0)

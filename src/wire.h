@@ -19,8 +19,8 @@
 #define MS_WIRE_MAX_FDS 4
 
 typedef enum ms_type {
-  /* host -> zygote. Body: see ms_config in agent/agent.h. Files: the agent's end of its socket; with
-   * MS_CREATE_BWRAP, where bwrap is to say what is wrong. */
+  /* host -> zygote. Body: see ms_config in agent/agent.h. Files: the agent's end of its socket;
+   * with MS_CREATE_BWRAP, where bwrap is to say what is wrong. */
   MS_CREATE = 1,
   /* zygote -> host. i32 errno, i32 pid, str stage. File: a pidfd. */
   MS_CREATED,

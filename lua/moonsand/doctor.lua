@@ -246,11 +246,14 @@ end
 ---@field cause? string why not
 ---@field fix? string what to do
 
---- Tries the launchers one by one.
+--- Tries the other launcher. No bwrap is no fault where there is no need of it.
 local function examine_launchers(create, chosen, add)
   for _, isolation in ipairs { "native", "bwrap" } do
     if isolation ~= chosen then
       local box, message, _, detail = create { isolation = isolation }
+      if not box and detail.cause == NO_BWRAP.cause then
+        return
+      end
       add(("a sandbox with isolation = %q"):format(isolation), box ~= nil,
         not box and (detail.cause or message) or nil, not box and (detail.fix or "") or nil)
       if box then
@@ -286,7 +289,8 @@ function M.examine(create)
   local box, message, _, detail = create()
   report.ok = box ~= nil
   local isolation = box and box:info().isolation
-  add("a local sandbox" .. (box and (" (isolation = %q)"):format(isolation) or ""), report.ok, not box and (detail.cause or message) or nil,
+  local how = box and (" (isolation = %q)"):format(isolation) or ""
+  add("a local sandbox" .. how, report.ok, not box and (detail.cause or message) or nil,
     not box and (detail.fix or "") or nil)
   if box then
     local result

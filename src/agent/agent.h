@@ -3,9 +3,8 @@
  *
  *   main.c     the zygote: its socket, forking sandboxes, dying with the host
  *   setup.c    what a fresh fork does to become a sandbox: mounts, limits, privileges
- *   bwrap.c    the same where only bwrap may make namespaces: what is left to it, and looked at after
- *   root.c     the root file system inside
- *   image.c    the same out of another root file system
+ *   bwrap.c    the same where only bwrap may make namespaces: what is left to it, and looked at
+ * after root.c     the root file system inside image.c    the same out of another root file system
  *   mounts.c   what is mounted there of the host's
  *   filter.c   the system call filter
  *   setid.c    another, for those that write into directories of the host

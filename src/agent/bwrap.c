@@ -60,7 +60,8 @@ static int tell_mount(int socket, const ms_mount *mount) {
   return ms_send(socket, &(ms_header){.type = MS_MOUNT}, body.data, body.length, &mount->fd, 1);
 }
 
-/* Tells the agent to be what this process was told. The other end of a socket, or a negative errno. */
+/* Tells the agent to be what this process was told. The other end of a socket, or a negative errno.
+ */
 static int tell(const ms_message *message, int host, const ms_mounts *mounts) {
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
@@ -86,9 +87,8 @@ static void put_words(ms_words *w, const ms_config *config, uint16_t flags,
   ms_words_number(w, MS_UID);
   MS_WORDS(w, "--gid");
   ms_words_number(w, MS_GID);
-  MS_WORDS(w, "--disable-userns", "--assert-userns-disabled", "--cap-drop", "ALL",
-           "--new-session", "--as-pid-1", "--clearenv", "--chdir", "/", "--hostname",
-           config->hostname);
+  MS_WORDS(w, "--disable-userns", "--assert-userns-disabled", "--cap-drop", "ALL", "--new-session",
+           "--as-pid-1", "--clearenv", "--chdir", "/", "--hostname", config->hostname);
   ms_root_words(w, config->disk);
   for (uint32_t i = 0; i < mounts->count; i++) {
     const ms_mount *mount = &mounts->all[i];
@@ -178,14 +178,18 @@ static int check_privileges(const char **stage) {
   struct __user_cap_data_struct has[_LINUX_CAPABILITY_U32S_3];
   MS_STAGE("capabilities", (int)syscall(SYS_capget, &header, has));
   for (int i = 0; i < _LINUX_CAPABILITY_U32S_3; i++)
-    EXPECT("bwrap: it left capabilities", !(has[i].effective | has[i].permitted | has[i].inheritable));
+    EXPECT("bwrap: it left capabilities",
+           !(has[i].effective | has[i].permitted | has[i].inheritable));
   int bound, capability = 0;
   while ((bound = prctl(PR_CAPBSET_READ, capability, 0, 0, 0)) == 0)
     capability++;
-  EXPECT("bwrap: it left capabilities to be had", bound < 0 && capability > 0); /* past the last one */
+  EXPECT("bwrap: it left capabilities to be had",
+         bound < 0 && capability > 0); /* past the last one */
   EXPECT("bwrap: it left no_new_privs unset", prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1);
-  EXPECT("bwrap: it made somebody else of the agent", getuid() == MS_UID && geteuid() == MS_UID && getgid() == MS_GID);
-  EXPECT("bwrap: it made neither a first process nor a session of the agent", getpid() == 1 && getsid(0) == 1);
+  EXPECT("bwrap: it made somebody else of the agent",
+         getuid() == MS_UID && geteuid() == MS_UID && getgid() == MS_GID);
+  EXPECT("bwrap: it made neither a first process nor a session of the agent",
+         getpid() == 1 && getsid(0) == 1);
   return 0;
 }
 
@@ -203,12 +207,13 @@ static int check_root(uint64_t disk, const char **stage) {
   static const char *const read_only[] = {"/usr", "/dev", "/proc/sys"};
   struct statfs root;
   MS_STAGE("tmpfs", statfs("/", &root));
-  EXPECT("bwrap: it made no tmpfs of the right size", root.f_type == TMPFS_MAGIC &&
-                      (uint64_t)root.f_blocks * (uint64_t)root.f_bsize <= disk);
+  EXPECT("bwrap: it made no tmpfs of the right size",
+         root.f_type == TMPFS_MAGIC && (uint64_t)root.f_blocks * (uint64_t)root.f_bsize <= disk);
   for (size_t i = 0; i < sizeof read_only / sizeof *read_only; i++) {
     struct statvfs is;
     MS_STAGE("root", statvfs(read_only[i], &is));
-    EXPECT("bwrap: it left writable what is the host's", is.f_flag & ST_RDONLY && is.f_flag & ST_NOSUID);
+    EXPECT("bwrap: it left writable what is the host's",
+           is.f_flag & ST_RDONLY && is.f_flag & ST_NOSUID);
   }
   return 0;
 }

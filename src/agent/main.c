@@ -242,8 +242,8 @@ static void answer(int error, pid_t pid, int pidfd) {
 
 /* The spare is as most are wanted; what is wanted otherwise is made for it. */
 static void zygote_create(zygote *z) {
-  uint16_t flags = request.header.flags &
-                   (MS_CREATE_MOUNTS | MS_CREATE_HOST_NETWORK | MS_CREATE_BWRAP);
+  uint16_t flags =
+      request.header.flags & (MS_CREATE_MOUNTS | MS_CREATE_HOST_NETWORK | MS_CREATE_BWRAP);
   spare fresh = {0};
   spare *to = flags ? &fresh : &z->spare;
   int error = hand_over(z, to, flags);

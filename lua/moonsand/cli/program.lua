@@ -17,7 +17,9 @@ local PROMPT = "sandbox$ "
 local LIMITS = {
   "memory", "cpus", "processes", "disk", "inodes", "cpu_time", "open_files", "file_size",
 }
-local CREATE = { "provider", "image", "hostname", "isolation", "allow_unenforced", "cwd", "clear_env", "env_file" }
+local CREATE = {
+  "provider", "image", "hostname", "isolation", "allow_unenforced", "cwd", "clear_env", "env_file",
+}
 
 -- ---------------------------------------------------------------- the sandbox
 

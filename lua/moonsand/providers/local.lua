@@ -578,9 +578,9 @@ local function make(spec, plan, limits)
   return raw, message, code, detail
 end
 
---- Makes one below bwrap, where the helper may make no namespaces itself: `refused` is that failure.
+--- Makes one below bwrap, where the helper may make no namespaces itself: `first` is that failure.
 ---@return userdata? raw, string? message, string? code, table? detail
-local function make_below_bwrap(opts, spec, plan, limits, refused)
+local function make_below_bwrap(opts, spec, plan, limits, first)
   local raw
   local held, message, code, detail = plan_limits(opts, "bwrap")
   if held then
@@ -590,7 +590,7 @@ local function make_below_bwrap(opts, spec, plan, limits, refused)
   if raw or code ~= "unavailable" and code ~= "unsupported" then
     return raw, message, code, detail
   end
-  return doctor.neither(refused, message, detail)
+  return doctor.neither(first, message, detail)
 end
 
 local function valid_hostname(name)
