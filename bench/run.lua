@@ -22,7 +22,7 @@ local stats = require "stats"
 
 -- What looks at our own memory comes first, while nothing has been through it; what swells it last.
 local CASES = {
-  "endurance", "create", "pool", "exec", "session", "parallel", "stream", "file", "code", "idle",
+  "endurance", "create", "pool", "exec", "session", "parallel", "stream", "attach", "file", "code", "idle",
   "death", "step", "hosts", "net", "heap",
 }
 

@@ -21,6 +21,7 @@ static void read_one(ms_reader *r, unsigned which) {
   size_t length;
   const char *text;
   ms_exit e;
+  ms_program p;
   switch (which & 7) {
   case 0:
     if (ms_get_u32(r) != 0)
@@ -40,6 +41,11 @@ static void read_one(ms_reader *r, unsigned which) {
     break;
   case 4:
     ms_get_exit(r, &e);
+    break;
+  case 5:
+    ms_get_program(r, &p);
+    MUST(r->bad || (p.words_length > 0 && p.words_length <= MS_PROGRAM_WORDS_MAX &&
+                    p.words[p.words_length - 1] == '\0'));
     break;
   default:
     (void)ms_get_end(r);

@@ -13,6 +13,9 @@ local SECONDS = 60
 local here = support.run "pwd":gsub("%s+$", "")
 local scratch = support.directory()
 
+--- Before a command: it finds no control groups, whatever the machine offers.
+local WITHOUT_GROUPS = "unshare -rm sh -c 'mount -t tmpfs none /sys/fs/cgroup && exec \"$@\"' - "
+
 local function plain(_, text)
   return text
 end
@@ -227,8 +230,8 @@ describe("moonsand (the command-line tool)", function()
   -- ------------------------------------------------------------------ JSON
 
   describe("--json", function()
-    local function object(command)
-      local out, err, status = cli(command)
+    local function object(command, prefix)
+      local out, err, status = sh((prefix or "") .. "{} " .. command .. " </dev/null")
       assert.equal("", err)
       assert.equal(1, select(2, out:gsub("\n", "")))
       return require "cjson".decode(out), status
@@ -261,7 +264,7 @@ describe("moonsand (the command-line tool)", function()
     it("says a failure as an object", function()
       local r, status = object "exec --json nope"
       assert.same({ false, "not_found", "program", 127 }, { r.ok, r.error.code, r.error.what, status })
-      r, status = object "exec --json --memory 1G true"
+      r, status = object("exec --json --memory 1G true", WITHOUT_GROUPS)
       assert.same({ "unavailable", 125 }, { r.error.code, status })
       assert.is_string(r.error.fix)
     end)
@@ -326,6 +329,143 @@ describe("moonsand (the command-line tool)", function()
     end
   end)
 
+  -- ------------------------------------------------------------------ sandboxes that stay
+
+  describe("with sandboxes that stay", function()
+    local native, runtime = support.native(), os.getenv "XDG_RUNTIME_DIR"
+
+    setup(function()
+      support.run("mkdir -m 700 " .. scratch .. "/runtime")
+      native.setenv("XDG_RUNTIME_DIR", scratch .. "/runtime")
+    end)
+
+    before_each(function()
+      gives({ "dev\n", "", 0 }, "create dev")
+    end)
+
+    after_each(function()
+      gives({ "", "", 0 }, "rm --all")
+      gives({ "", "", 0 }, "ls --quiet")
+    end)
+
+    teardown(function()
+      native.setenv("XDG_RUNTIME_DIR", runtime or "")
+    end)
+
+    it("lists and ends them", function()
+      local out = cli "create --lifetime 1h --json other"
+      assert.matches('"name":"other"', out, 1, true)
+      out = cli "ls"
+      assert.matches("^NAME +ID +STATE +AGE +ENDS\n", out)
+      assert.matches("\ndev +ms%-%x+ +running +%d+s +60m alone\n", out)
+      assert.matches("\nother +ms%-%x+ +running +%d+s +in %d+m\n", out)
+      assert.same({ "dev", "other" }, { (cli "ls -q"):match "(%w+)\n(%w+)\n" })
+      assert.matches('"idle_timeout":3600', (cli "ls --json"), 1, true)
+      assert.matches("^ms%-%x+\n$", (cli "create")) -- without a name
+      gives({ "", "moonsand: there is a detached sandbox of the name 'dev'\n", 125 }, "create dev")
+      gives({ "", "moonsand: there is no sandbox 'nope'\n", 125 }, "rm nope other")
+      assert.is_nil((cli "ls -q"):find "other")
+      cli "rm --all"
+      gives({ "[]\n", "", 0 }, "ls --json")
+      gives({ "", "moonsand: there is no detached sandbox 'dev'\n", 125 }, "exec --in dev ls")
+    end)
+
+    it("runs programs in them", function()
+      gives({ "", "", 3 }, "exec --in dev -c 'echo kept >file; exit 3'")
+      gives({ "kept x\n", "", 0 }, "exec --in dev -e A=x -C /tmp -c 'echo $(cat /workspace/file) $A'")
+      gives({ "hello ['a']\n", "", 4 }, "run --in dev hello.py a")
+      gives({ "kept\n", "", 0 }, "shell --in dev -n --shell 'cat /workspace/file'")
+      assert.same({ "in\n", "", 0 }, { sh "echo in | {} exec --in dev cat" })
+      gives({ "", "moonsand: --in: limits is what a sandbox that is made is told\n", 125 },
+        "exec --in dev --disk 1G ls")
+    end)
+
+    it("leaves programs running, and shows what they write", function()
+      local id = cli "exec --in dev -b -c 'echo one; echo two >&2; until [ -e go ]; do sleep 0.01; done; echo three'"
+      assert.matches("^bg%-%d+\n$", id)
+      id = id:sub(1, -2)
+      support.eventually(20, "nothing was written", function()
+        local out, err = cli "logs dev"
+        return out == "one\n" and err == "two\n"
+      end)
+      assert.matches(id:gsub("%-", "%%-") .. " +%d+ +running +%d+s +echo one", (cli "ps dev"))
+      assert.matches("sleep 0.01", (cli "ps --all dev"))
+      local out, err, status = sh("{ {} logs -f dev " .. id .. " & {} exec --in dev touch go; wait; } </dev/null")
+      assert.same({ "one\nthree\n", "two\n", 0 }, { out, err, status })
+      gives({ "one\nthree\n", "two\n", 0 }, "logs dev")
+      out = cli "logs --json dev"
+      assert.matches('"exit_code":0', out, 1, true)
+      assert.matches('"stdout":"one\\nthree\\n"', out, 1, true)
+      assert.matches("exited 0", (cli "ps dev"))
+      assert.matches('"background":true', (cli "ps --json dev"), 1, true)
+      gives({ "", "moonsand: there is no such program in the background, or not any more\n", 125 },
+        "logs dev bg-99")
+    end)
+
+    it("does nothing to a program whose reader leaves", function()
+      cli "exec --in dev -b -c 'while :; do echo tick; sleep 0.02; done'"
+      assert.equal("tick\n", (sh "{} logs -f dev </dev/null | head -n 1"))
+      assert.matches("running", (cli "ps dev"))
+    end)
+
+    it("copies files in and out", function()
+      gives({ "", "", 0 }, "cp tree dev:")
+      gives({ "", "", 0 }, "cp hello.py dev:tree/renamed.py")
+      gives({ "deep\n", "", 0 }, "exec --in dev cat tree/sub/file")
+      gives({ "", "", 0 }, "cp dev:/workspace/tree back")
+      assert.equal("deep\n", support.read(scratch .. "/back/sub/file"))
+      assert.equal(support.read(scratch .. "/hello.py"), support.read(scratch .. "/back/renamed.py"))
+      gives({ "", "", 0 }, "cp dev:tree/sub/file back/")
+      assert.equal("deep\n", support.read(scratch .. "/back/file"))
+      assert.matches('"bytes":5', (cli "cp --json dev:tree/sub/file again"), 1, true)
+      local _, err, status = cli "cp dev:nope there"
+      assert.matches("No such file", err)
+      assert.equal(125, status)
+    end)
+
+    it("leads a port into one", function()
+      gives({ "bg-1\n", "", 0 }, [[exec --in dev -b python3 -c '
+import socket
+s = socket.create_server(("127.0.0.1", 8000))
+while True:
+    c, _ = s.accept()
+    c.sendall(b"from inside\n")
+    c.close()']])
+      local port = support.run(("mkfifo %s/port"):format(scratch)) and scratch .. "/port"
+      local pipe = assert(io.popen(("cd %s && exec %s forward dev 8000 >%s 2>/dev/null & echo $!")
+        :format(scratch, tool, port)))
+      local pid = tonumber(pipe:read "*l")
+      pipe:close()
+      local file = assert(io.open(port))
+      local address, number = file:read("*l"):match "^([%d.]+):(%d+)$"
+      assert.equal("127.0.0.1", address)
+      support.eventually(20, "nobody answered", function()
+        local output = support.run(("bash -c 'exec 3<>/dev/tcp/127.0.0.1/%s; cat <&3'"):format(number))
+        return output:find "from inside" ~= nil, output
+      end)
+      native.kill(pid, 15)
+      file:close()
+    end)
+
+    it("says what is wrong with the words", function()
+      for command, message in pairs {
+        ["cp a b"] = "one of the two has to be in a sandbox: NAME:PATH",
+        ["cp dev:a dev:b"] = "one of the two has to be in a sandbox: NAME:PATH",
+        ["cp dev:a"] = "FROM and TO are needed",
+        ["rm"] = "which one? A name is needed, or --all",
+        ["rm --all dev"] = "--all and a name: one of them will do",
+        ["ps"] = "of which sandbox? A name is needed",
+        ["logs"] = "of which sandbox? A name is needed",
+        ["forward dev x"] = "'x' is no PORT[:LISTEN]",
+        ["forward dev 70000"] = "'70000' is no PORT[:LISTEN]",
+        ["exec -b ls"] = "--background: a new sandbox would end with us; --in names one that stays",
+      } do
+        local name = command:match "%w+"
+        gives({ "", ("moonsand: %s\nTry 'moonsand %s --help'.\n"):format(message, name), 125 }, command)
+      end
+    end)
+  end)
+
   -- ------------------------------------------------------------------ mistakes
 
   describe("(mistakes)", function()
@@ -373,7 +513,7 @@ describe("moonsand (the command-line tool)", function()
     end)
 
     it("of the machine come with cause and cure", function()
-      local out, err, status = cli "exec --memory 1G ls"
+      local out, err, status = sh(WITHOUT_GROUPS .. "{} exec --memory 1G ls </dev/null")
       assert.same({ "", 125 }, { out, status })
       assert.truthy(err:find "^moonsand: limits%.memory cannot be held[^\n]*\n  cause: [^\n]+\n  fix:   [^\n]+\n$")
     end)

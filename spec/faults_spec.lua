@@ -115,6 +115,7 @@ describe("faults:", function()
       { "no helper", "helper", "ENOENT", {}, "missing", "make" },
       { "a helper that may not run", "helper", "EACCES", {}, "executed", "noexec" },
       { "no room for a helper", "helper", "EAGAIN", {}, "started", "ulimit" },
+      { "a control group that it may not go into", "cgroup", "EACCES", {}, "control group", "Delegate=yes" },
       { "something new", "devpts", "EIO", {}, "devpts", "doctor" },
     }
     for _, row in ipairs(rows) do
@@ -438,7 +439,7 @@ describe("faults:", function()
       "started-pid-0", "started-pid-1", "started-negative", "started-long", "started-short",
       "started-future", "started-id-0", "started-twice", "started-file", "refused-0",
       "refused-5000", "refused-huge", "refused-late", "exit-stopped", "exit-reason", "exit-short",
-      "return-uncalled", "files-later", "flood-started" } do
+      "return-uncalled", "files-later", "flood-started", "gap-foreground" } do
       it(mode, function()
         liar(mode)
         local box = moonsand.assert(moonsand.create { timeout = 5 })
@@ -480,6 +481,34 @@ describe("faults:", function()
       local p, message, code = box:start("true", { timeout = 1 })
       assert.is_nil(p)
       assert.equal("protocol", code, message)
+      box:close()
+    end)
+    for _, mode in ipairs { "gap-early", "gap-stream", "gap-nothing", "gap-wraps", "gap-back",
+      "gap-late", "gap-short", "started-short" } do
+      it(mode .. ", in the background", function()
+        liar(mode)
+        local box = moonsand.assert(moonsand.create { timeout = 5 })
+        box:exec("true", { background = true, timeout = 1 })
+        local result, message, code = box:exec "true"
+        assert.is_nil(result)
+        assert.equal("protocol", code, message)
+        box:close()
+      end)
+    end
+    it("gap-flood, which is counted and no more", function()
+      liar "gap-flood"
+      local box = moonsand.assert(moonsand.create { timeout = 5 })
+      local rss = support.rss(native.getpid())
+      local p = moonsand.assert(box:start("true", { background = true }))
+      support.eventually(20, "it did not end", function()
+        require("moonsand.loop").step(0)
+        return not p:is_running()
+      end)
+      assert.equal(1024, #p:info().gaps)
+      local offsets, message, code = p:offsets()
+      assert.is_nil(offsets)
+      assert.equal("too_large", code, message)
+      assert.is_true(support.instrumented() or support.rss(native.getpid()) - rss < 4 * 1024 * 1024)
       box:close()
     end)
     for _, mode in ipairs { "exit-twice", "exit-other" } do
@@ -524,6 +553,17 @@ describe("faults:", function()
         box:close()
       end)
     end
+    it("return-never is no detached sandbox", function()
+      native.setenv("XDG_RUNTIME_DIR", support.directory())
+      liar "return-never"
+      local box = moonsand.assert(moonsand.create { timeout = 5 })
+      local ok, message, code = box:detach { timeout = 0.2 }
+      assert.is_nil(ok)
+      assert.equal("timeout", code, message)
+      assert.same({}, moonsand.list())
+      assert.equal("closed", box:info().state) -- nobody could say what it would do
+      box:close()
+    end)
     it("return-nothing says nothing of processes", function()
       liar "return-nothing"
       local box = moonsand.assert(moonsand.create { timeout = 5 })
@@ -533,6 +573,7 @@ describe("faults:", function()
       end
       found_out("protocol", box:metrics(5))
       found_out("protocol", box:monitor(7, { timeout = 5 }))
+      found_out("protocol", box:processes(5))
       found_out("lost", box:ps(nil, 5)) -- a worker that ends without a word
       box:close()
     end)

@@ -186,6 +186,27 @@ describe("moonsand.root", function()
     end)
   end)
 
+  it("has snapshots of its /workspace and /tmp, for others with a root", function()
+    local name = "root-spec-" .. count .. "-" .. tostring(os.time())
+    create {}
+    sh "echo w >/workspace/w; echo t >/tmp/t"
+    local made = moonsand.assert(box:snapshot(name))
+    assert.same({}, made.skipped)
+    box:close()
+    create { snapshot = name }
+    assert.equal("w\nt\nof the image\n", sh "cat w /tmp/t; cat /etc/release")
+    box:close()
+    local none, message, code = moonsand.create { snapshot = name }
+    assert.is_nil(none)
+    assert.equal("invalid", code)
+    assert.truthy(message:find "root", message)
+    create { root_mode = "copy" }
+    none, message, code = box:snapshot(name .. "-copy")
+    assert.is_nil(none)
+    assert.equal("unsupported", code, message)
+    assert.is_true(moonsand.delete_snapshot(name))
+  end)
+
   it("is refused when it is no root", function()
     local function refused(opts, code, pattern)
       local none, message, got = moonsand.create(opts)

@@ -177,10 +177,13 @@ int luaopen_moonsand_core(lua_State *L) {
   ms_process_open(L);
   ms_sandbox_open(L);
   ms_zygote_open(L);
+  ms_cgroup_open(L);
+  ms_registry_open(L);
   ms_terminal_open(L);
   ms_file_open(L);
   ms_source_open(L);
   ms_entry_open(L);
   ms_tree_open(L);
+  ms_store_open(L);
   return 1;
 }

@@ -110,7 +110,7 @@ ssize_t ms_record_next(const char *data, size_t length, ms_record *record) {
   if (length - sizeof rest < rest)
     return 0;
   memcpy(&record->kind, data + sizeof rest, sizeof record->kind);
-  if (record->kind < MS_RECORD_ENTRY || record->kind > MS_RECORD_END)
+  if (record->kind < MS_RECORD_ENTRY || record->kind >= MS_RECORD_LAST)
     return -EPROTO;
   record->body = (ms_reader){.data = data + MS_RECORD_HEADER, .length = rest - sizeof record->kind};
   return (ssize_t)(sizeof rest + rest);

@@ -55,7 +55,20 @@ typedef enum ms_record_kind {
   MS_RECORD_SKIPPED,   /* u32 errno, str path: passed over, the rest goes on */
   MS_RECORD_FAILED,    /* u32 errno, str path: the last record, it has failed */
   MS_RECORD_END,       /* u64 entries: the last record, all is there */
+  MS_RECORD_HOLE,      /* u64 length: the next bytes of the file are zeros that take no room */
+  MS_RECORD_LINK,      /* str path, str first: another name of a file that came already */
+  MS_RECORD_EVENT,     /* u32 ms_event, str path: what happened while a directory was watched */
+  MS_RECORD_MATCH,     /* u64 line, u64 column, str path, bytes: the line, or its beginning */
+  MS_RECORD_LAST,
 } ms_record_kind;
+
+/* A path is relative to what is watched, "" for that. */
+typedef enum ms_event {
+  MS_EVENT_CREATED = 1,
+  MS_EVENT_MODIFIED,
+  MS_EVENT_REMOVED,
+  MS_EVENT_OVERFLOW, /* more has happened at the path, or below it, than could be told */
+} ms_event;
 
 #define MS_RECORD_HEADER 8
 #define MS_RECORD_DATA_MAX ((size_t)128 * 1024)

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
 
 #define RECORDS_TYPE "moonsand.records"
 
@@ -162,6 +163,7 @@ static int core_usage(lua_State *L) {
 /* Takes a stream of records apart. Holds what has come and was not asked for yet, which is one
  * chunk and less than one record. */
 typedef struct records {
+  bool skim;  /* the bytes of files are not wanted */
   char *data; /* owned */
   size_t at, length, capacity;
 } records;
@@ -170,9 +172,11 @@ static records *check_records(lua_State *L) {
   return luaL_checkudata(L, 1, RECORDS_TYPE);
 }
 
+/* core.records(skim): `skim`: "data" comes with its length, not its bytes. */
 static int core_records(lua_State *L) {
+  bool skim = lua_toboolean(L, 1);
   records *r = lua_newuserdata(L, sizeof *r);
-  *r = (records){0};
+  *r = (records){.skim = skim};
   luaL_setmetatable(L, RECORDS_TYPE);
   return 1;
 }
@@ -199,9 +203,41 @@ static int records_feed(lua_State *L) {
   return 0;
 }
 
+static int push_event(lua_State *L, ms_reader *body) {
+  static const char *const names[] = {NULL, "created", "modified", "removed", "overflow"};
+  uint32_t event = ms_get_u32(body);
+  const char *path = ms_get_str(body);
+  if (!ms_get_end(body) || event < MS_EVENT_CREATED || event > MS_EVENT_OVERFLOW ||
+      (path[0] && !ms_entry_path_ok(path)))
+    return 0;
+  lua_pushstring(L, names[event]);
+  lua_pushstring(L, path);
+  return 3;
+}
+
+/* { path, line, column, text } */
+static int push_match(lua_State *L, ms_reader *body) {
+  uint64_t line = ms_get_u64(body), column = ms_get_u64(body);
+  const char *path = ms_get_str(body);
+  size_t length;
+  const char *text = ms_get_bytes(body, &length);
+  if (!ms_get_end(body) || (path[0] && !ms_entry_path_ok(path)) || line == 0 || column == 0 ||
+      (line | column) >> 52)
+    return 0;
+  lua_createtable(L, 0, 4);
+  set_integer(L, "line", line);
+  set_integer(L, "column", column);
+  lua_pushstring(L, path);
+  lua_setfield(L, -2, "path"); /* match.path */
+  lua_pushlstring(L, text, length);
+  lua_setfield(L, -2, "text"); /* match.text */
+  return 2;
+}
+
 /* Pushes a record: its name and what it says. 0 if it says nothing that makes sense. */
-static int push_record(lua_State *L, ms_record *record) {
-  static const char *const names[] = {NULL, "entry", "data", "total", "skipped", "failed", "end"};
+static int push_record(lua_State *L, ms_record *record, bool skim) {
+  static const char *const names[] = {NULL,  "entry", "data", "total", "skipped", "failed",
+                                      "end", "hole",  "link", "event", "match"};
   ms_reader *body = &record->body;
   ms_entry e;
   lua_pushstring(L, names[record->kind]);
@@ -213,11 +249,22 @@ static int push_record(lua_State *L, ms_record *record) {
     ms_entry_push(L, &e);
     return 2;
   case MS_RECORD_DATA:
-    lua_pushlstring(L, body->data, body->length);
+    if (skim)
+      lua_pushinteger(L, (lua_Integer)body->length);
+    else
+      lua_pushlstring(L, body->data, body->length);
     return 2;
   case MS_RECORD_SKIPPED:
   case MS_RECORD_FAILED:
     lua_pushinteger(L, (int32_t)ms_get_u32(body));
+    lua_pushstring(L, ms_get_str(body));
+    return ms_get_end(body) ? 3 : 0;
+  case MS_RECORD_EVENT:
+    return push_event(L, body);
+  case MS_RECORD_MATCH:
+    return push_match(L, body);
+  case MS_RECORD_LINK:
+    lua_pushstring(L, ms_get_str(body));
     lua_pushstring(L, ms_get_str(body));
     return ms_get_end(body) ? 3 : 0;
   case MS_RECORD_TOTAL:
@@ -231,8 +278,9 @@ static int push_record(lua_State *L, ms_record *record) {
 }
 
 /* records:next(): "entry", entry · "data", bytes · "total", entries, bytes · "skipped", errno, path
- * · "failed", errno, path · "end", entries; nothing when more has to come; false when what came is
- * no such stream. */
+ * · "failed", errno, path · "end", entries · "hole", bytes · "link", path, first · "event", which,
+ * path · "match", { path, line, column, text }; nothing when more has to come; false when what came
+ * is no such stream. */
 static int records_next(lua_State *L) {
   records *r = check_records(L);
   ms_record record;
@@ -242,7 +290,7 @@ static int records_next(lua_State *L) {
   if (taken == 0)
     return 0;
   if (taken > 0) {
-    int pushed = push_record(L, &record);
+    int pushed = push_record(L, &record, r->skim);
     r->at += (size_t)taken;
     if (pushed > 0)
       return pushed;
@@ -256,6 +304,46 @@ static int records_gc(lua_State *L) {
   free(r->data);
   *r = (records){0};
   return 0;
+}
+
+/* Programs ------------------------------------------------------------------------------------ */
+
+static void push_program(lua_State *L, const ms_program *p) {
+  lua_createtable(L, 0, 8);
+  lua_pushnumber(L, (lua_Number)p->number);
+  lua_setfield(L, -2, "number"); /* program.number */
+  set_integer(L, "pid", (lua_Integer)p->pid);
+  lua_pushnumber(L, (lua_Number)p->started_us / 1e6);
+  lua_setfield(L, -2, "started_at"); /* program.started_at */
+  lua_pushboolean(L, p->running != 0);
+  lua_setfield(L, -2, "running"); /* program.running */
+  lua_pushboolean(L, p->background != 0);
+  lua_setfield(L, -2, "background"); /* program.background */
+  if (!p->running && WIFEXITED(p->status))
+    set_integer(L, "exit_code", WEXITSTATUS(p->status));
+  else if (!p->running)
+    set_integer(L, "signal_number", WTERMSIG(p->status));
+  push_words(L, p->words, p->words_length);
+  lua_setfield(L, -2, "words"); /* program.words */
+}
+
+/* core.programs(body): a list of what the agent says was started, and whether there are more; nil
+ * if it says nothing that makes sense. */
+static int core_programs(lua_State *L) {
+  ms_reader r = reader_of(L, 1);
+  uint32_t count = ms_get_u32(&r);
+  lua_newtable(L);
+  for (uint32_t i = 1; i <= count && !r.bad; i++) {
+    ms_program p;
+    ms_get_program(&r, &p);
+    if (r.bad || p.number > UINT64_C(1) << 53)
+      return 0;
+    push_program(L, &p);
+    lua_rawseti(L, -2, (int)i);
+  }
+  uint32_t more = ms_get_u32(&r);
+  lua_pushboolean(L, more != 0);
+  return ms_get_end(&r) && more <= 1 ? 2 : 0;
 }
 
 /* Numbers ------------------------------------------------------------------------------------- */
@@ -279,7 +367,8 @@ static const number calls[] = {
     {"remove", MS_CALL_REMOVE},   {"move", MS_CALL_MOVE},     {"chmod", MS_CALL_CHMOD},
     {"chown", MS_CALL_CHOWN},     {"create", MS_CALL_CREATE}, {"commit", MS_CALL_COMMIT},
     {"signal", MS_CALL_SIGNAL},   {"sample", MS_CALL_SAMPLE}, {"usage", MS_CALL_USAGE},
-    {"connect", MS_CALL_CONNECT}, {"listen", MS_CALL_LISTEN},
+    {"connect", MS_CALL_CONNECT}, {"listen", MS_CALL_LISTEN}, {"programs", MS_CALL_PROGRAMS},
+    {"detach", MS_CALL_DETACH},   {"life", MS_CALL_LIFE},
 };
 
 static const number flags[] = {
@@ -302,8 +391,13 @@ void ms_entry_open(lua_State *L) {
   };
   static const luaL_Reg metamethods[] = {{"__gc", records_gc}, {NULL, NULL}};
   static const luaL_Reg functions[] = {
-      {"entry", core_entry},     {"opened", core_opened}, {"records", core_records},
-      {"process", core_process}, {"usage", core_usage},   {NULL, NULL},
+      {"entry", core_entry},
+      {"opened", core_opened},
+      {"records", core_records},
+      {"process", core_process},
+      {"usage", core_usage},
+      {"programs", core_programs},
+      {NULL, NULL},
   };
   ms_newtype(L, RECORDS_TYPE, methods, metamethods);
   luaL_setfuncs(L, functions, 0);

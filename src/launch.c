@@ -24,9 +24,10 @@
 #define P_PIDFD 3
 #endif
 
-enum { ZYGOTE_SOCKET = 3, ZYGOTE_HOST = 4 };
+enum { HELPER_SOCKET = 3, HELPER_HOST = 4 };
 
 struct ms_zygote {
+  ms_waitable wait;
   ms_reactor *reactor;
   ms_source source;
   int socket; /* owned; -1 once it is gone */
@@ -34,6 +35,7 @@ struct ms_zygote {
   uint32_t last_id;
   ms_outbox outbox;
   ms_sandbox *starting; /* asked for, not yet answered */
+  int released;         /* the last child that it has let go of */
 };
 
 static ms_zygote *check_zygote(lua_State *L) {
@@ -42,27 +44,27 @@ static ms_zygote *check_zygote(lua_State *L) {
 
 /* Starting ------------------------------------------------------------------------------------ */
 
-static int zygote_actions(posix_spawn_file_actions_t *actions, int socket, int host) {
+static int helper_actions(posix_spawn_file_actions_t *actions, int socket, int host) {
   int error = 0;
   for (int fd = 0; fd < 3 && !error; fd++)
     error = posix_spawn_file_actions_addopen(actions, fd, "/dev/null", O_RDWR, 0);
   /* Both above 4 first, lest one overwrites the other. */
   if (!error)
-    error = posix_spawn_file_actions_adddup2(actions, socket, ZYGOTE_SOCKET);
+    error = posix_spawn_file_actions_adddup2(actions, socket, HELPER_SOCKET);
   if (!error)
-    error = posix_spawn_file_actions_adddup2(actions, host, ZYGOTE_HOST);
+    error = posix_spawn_file_actions_adddup2(actions, host, HELPER_HOST);
   if (!error)
-    error = posix_spawn_file_actions_addclosefrom_np(actions, ZYGOTE_HOST + 1);
+    error = posix_spawn_file_actions_addclosefrom_np(actions, HELPER_HOST + 1);
   return error;
 }
 
 /* Starts the program with nothing of ours: no environment, no files, no signal state, no terminal.
  * 0 or a positive errno. */
-static int spawn_zygote(const char *path, int socket, int host, pid_t *pid) {
+static int spawn_helper(const char *path, char *const *argv, int socket, int host, pid_t *pid) {
   posix_spawn_file_actions_t actions;
   posix_spawnattr_t attributes;
   sigset_t none, all;
-  char *argv[] = {"moonsand", NULL}, *envp[] = {NULL};
+  char *envp[] = {NULL};
   sigemptyset(&none);
   sigfillset(&all);
   posix_spawn_file_actions_init(&actions);
@@ -71,7 +73,7 @@ static int spawn_zygote(const char *path, int socket, int host, pid_t *pid) {
                            POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSID);
   posix_spawnattr_setsigmask(&attributes, &none);
   posix_spawnattr_setsigdefault(&attributes, &all);
-  int error = zygote_actions(&actions, socket, host);
+  int error = helper_actions(&actions, socket, host);
   if (!error)
     error = posix_spawn(pid, path, &actions, &attributes, argv, envp);
   posix_spawn_file_actions_destroy(&actions);
@@ -80,28 +82,48 @@ static int spawn_zygote(const char *path, int socket, int host, pid_t *pid) {
 }
 
 static int above(int fd) {
-  int moved = fcntl(fd, F_DUPFD_CLOEXEC, ZYGOTE_HOST + 1);
+  int moved = fcntl(fd, F_DUPFD_CLOEXEC, HELPER_HOST + 1);
   int error = errno;
   close(fd);
   errno = error;
   return moved;
 }
 
-/* 0 or a positive errno. */
-static int zygote_start(ms_zygote *z, const char *path) {
-  int pair[2];
-  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
-    return errno;
-  z->socket = pair[0];
-  int theirs = above(pair[1]);
+int ms_helper_start(const char *path, char *const *argv, int theirs, pid_t *pid) {
+  theirs = above(theirs);
   int host = theirs < 0 ? -1 : (int)syscall(SYS_pidfd_open, getpid(), 0);
   host = host < 0 ? -1 : above(host);
-  pid_t pid;
-  int error = host < 0 ? errno : spawn_zygote(path, theirs, host, &pid);
+  int error = host < 0 ? errno : spawn_helper(path, argv, theirs, host, pid);
   if (theirs >= 0)
     close(theirs);
   if (host >= 0)
     close(host);
+  return error;
+}
+
+int ms_helper_run(const char *path, char *const *argv, int theirs) {
+  sigset_t child, before;
+  sigemptyset(&child);
+  sigaddset(&child, SIGCHLD);
+  pthread_sigmask(SIG_BLOCK, &child, &before);
+  pid_t pid;
+  int error = ms_helper_start(path, argv, theirs, &pid);
+  siginfo_t info;
+  while (!error && waitid(P_PID, (id_t)pid, &info, WEXITED) < 0 && errno == EINTR)
+    continue;
+  pthread_sigmask(SIG_SETMASK, &before, NULL);
+  return error;
+}
+
+/* 0 or a positive errno. */
+static int zygote_start(ms_zygote *z, const char *path) {
+  int pair[2];
+  char *argv[] = {"moonsand", NULL};
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+    return errno;
+  z->socket = pair[0];
+  pid_t pid;
+  int error = ms_helper_start(path, argv, pair[1], &pid);
   if (error)
     return error;
   z->pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
@@ -144,6 +166,7 @@ static void zygote_gone(ms_zygote *z) {
   ms_source_watch(z->reactor, &z->source, 0);
   close(z->socket);
   z->socket = z->source.fd = -1;
+  ms_wake(z->reactor, &z->wait);
   ms_outbox_clear(&z->outbox);
   while (z->starting) {
     ms_sandbox *s = z->starting;
@@ -201,6 +224,10 @@ static void zygote_ready(ms_source *source, uint32_t events) {
     }
     if (message->header.type == MS_CREATED)
       zygote_created(z, message);
+    if (message->header.type == MS_RELEASE) {
+      z->released = (int)ms_get_u32(&message->body);
+      ms_wake(z->reactor, &z->wait);
+    }
     ms_close_fds(message);
   }
   zygote_watch(z);
@@ -225,8 +252,8 @@ static void put_allow(lua_State *L, int table, ms_writer *body) {
   lua_pop(L, 1);
 }
 
-static uint32_t mount_count(lua_State *L, int table) {
-  lua_getfield(L, table, "mounts");
+static uint32_t field_length(lua_State *L, int table, const char *name) {
+  lua_getfield(L, table, name);
   size_t count = lua_istable(L, -1) ? lua_rawlen(L, -1) : 0;
   lua_pop(L, 1);
   return (uint32_t)count;
@@ -252,6 +279,53 @@ static int send_mount(lua_State *L, ms_sandbox *s) {
     return -ENAMETOOLONG;
   }
   return ms_sandbox_send(s, MS_MOUNT, 0, &body, &file, 1);
+}
+
+static bool field_boolean(lua_State *L, int table, const char *name) {
+  lua_getfield(L, table, name);
+  bool value = lua_toboolean(L, -1);
+  lua_pop(L, 1);
+  return value;
+}
+
+/* The control groups that it is to go into are the sandbox's from now on: its end is theirs. */
+static void take_groups(lua_State *L, int table, ms_sandbox *s) {
+  lua_getfield(L, table, "groups");
+  size_t count = lua_istable(L, -1) ? lua_rawlen(L, -1) : 0;
+  for (size_t i = 1; i <= count && s->group_count < MS_CGROUPS_MAX; i++) {
+    lua_rawgeti(L, -1, (int)i);
+    s->groups[s->group_count++] = ms_cgroup_ref(L, -1);
+    lua_pop(L, 1);
+  }
+  lua_pop(L, 1);
+}
+
+/* 0 or a positive errno, and all that was opened is closed. */
+static int open_entrances(const ms_sandbox *s, int *entrances) {
+  for (size_t i = 0; i < s->group_count; i++) {
+    entrances[i] = ms_cgroup_entrance(s->groups[i]);
+    if (entrances[i] >= 0)
+      continue;
+    int error = errno;
+    while (i > 0)
+      close(entrances[--i]);
+    return error;
+  }
+  return 0;
+}
+
+static void send_join(ms_sandbox *s, bool bounds_memory) {
+  if (s->group_count == 0)
+    return;
+  char text[8];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  ms_put_u32(&body, bounds_memory ? MS_JOIN_MEMORY : 0);
+  int entrances[MS_CGROUPS_MAX];
+  int error = open_entrances(s, entrances);
+  if (!error)
+    error = -ms_sandbox_send(s, MS_JOIN, 0, &body, entrances, s->group_count);
+  if (error)
+    ms_sandbox_failed(s, error, "cgroup");
 }
 
 /* What the agent takes before it is ready. One that cannot be sent ends the sandbox. */
@@ -280,9 +354,10 @@ static int complaints_new(int *to_read, int *to_send) {
   return 0;
 }
 
-/* zygote:create{ disk, inodes, hostname, allow, mounts, sight, host_network, bwrap }: a sandbox,
- * starting; or nil, errno. `sight`: one that has to see the host's mounts first; `bwrap`: where
- * that is, if its namespaces are made by it. */
+/* zygote:create{ disk, inodes, hostname, allow, mounts, sight, host_network, groups, bounds_memory,
+ * bwrap }: a sandbox, starting; or nil, errno. `sight`: one that has to see the host's mounts
+ * first. `groups`: the control groups that it goes into, one of which may bound memory. `bwrap`:
+ * where that is, if its namespaces are made by it. */
 static int zygote_create(lua_State *L) {
   ms_zygote *z = check_zygote(L);
   char text[4096];
@@ -293,15 +368,14 @@ static int zygote_create(lua_State *L) {
   lua_getfield(L, 2, "hostname");
   ms_put_str(&body, luaL_checkstring(L, -1));
   put_allow(L, 2, &body);
-  uint32_t mounts = mount_count(L, 2);
+  uint32_t mounts = field_length(L, 2, "mounts");
+  ms_put_u32(&body, field_length(L, 2, "groups") > 0);
   ms_put_u32(&body, mounts);
-  lua_getfield(L, 2, "sight");
-  lua_getfield(L, 2, "host_network");
   lua_getfield(L, 2, "bwrap");
   const char *bwrap = lua_tostring(L, -1);
   ms_put_str(&body, bwrap ? bwrap : "");
-  uint16_t flags = (uint16_t)((lua_toboolean(L, -3) ? MS_CREATE_MOUNTS : 0) |
-                              (lua_toboolean(L, -2) ? MS_CREATE_HOST_NETWORK : 0) |
+  uint16_t flags = (uint16_t)((field_boolean(L, 2, "sight") ? MS_CREATE_MOUNTS : 0) |
+                              (field_boolean(L, 2, "host_network") ? MS_CREATE_HOST_NETWORK : 0) |
                               (bwrap ? MS_CREATE_BWRAP : 0));
 
   int pair[2], complaints = -1, files[2];
@@ -341,6 +415,8 @@ static int zygote_create(lua_State *L) {
   s->zygote = z;
   s->next = z->starting;
   z->starting = s;
+  take_groups(L, 2, s);
+  send_join(s, field_boolean(L, 2, "bounds_memory"));
   send_mounts(L, 2, s, mounts);
   return 1;
 }
@@ -372,6 +448,39 @@ static int zygote_idmap(lua_State *L) {
   return 1;
 }
 
+/* zygote:release(pid): asks it to let go of a child. Done when `released` says so. */
+static int zygote_release(lua_State *L) {
+  ms_zygote *z = check_zygote(L);
+  char text[8];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  ms_put_u32(&body, (uint32_t)luaL_checkinteger(L, 2));
+  z->released = 0;
+  if (z->socket < 0)
+    return 0;
+  ms_header header = {.type = MS_RELEASE};
+  ms_outbox_send(&z->outbox, z->socket, &header, body.data, body.length, NULL, 0);
+  zygote_watch(z);
+  return 0;
+}
+
+/* zygote:released(pid): true when it does not hold it, or nobody any more: who is gone ends none.
+ */
+static int zygote_released(lua_State *L) {
+  const ms_zygote *z = check_zygote(L);
+  lua_pushboolean(L, z->socket < 0 || z->released == (int)luaL_checkinteger(L, 2));
+  return 1;
+}
+
+static int zygote_id(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)check_zygote(L)->wait.id);
+  return 1;
+}
+
+static int zygote_arm(lua_State *L) {
+  check_zygote(L)->wait.armed = true;
+  return 0;
+}
+
 static int zygote_alive(lua_State *L) {
   lua_pushboolean(L, check_zygote(L)->socket >= 0);
   return 1;
@@ -400,6 +509,7 @@ static int zygote_new(lua_State *L) {
   *z = (ms_zygote){.source = {.ready = zygote_ready, .fd = -1}, .socket = -1, .pidfd = -1};
   luaL_setmetatable(L, MS_ZYGOTE_TYPE);
   z->reactor = ms_reactor_ref(r);
+  ms_waitable_init(r, &z->wait);
   int error = zygote_start(z, path);
   if (error == 0)
     return 1;
@@ -410,11 +520,9 @@ static int zygote_new(lua_State *L) {
 }
 
 static const luaL_Reg methods[] = {
-    {"create", zygote_create},
-    {"idmap", zygote_idmap},
-    {"alive", zygote_alive},
-    {"close", zygote_gc},
-    {NULL, NULL},
+    {"create", zygote_create},     {"idmap", zygote_idmap}, {"release", zygote_release},
+    {"released", zygote_released}, {"id", zygote_id},       {"arm", zygote_arm},
+    {"alive", zygote_alive},       {"close", zygote_gc},    {NULL, NULL},
 };
 
 static const luaL_Reg metamethods[] = {

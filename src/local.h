@@ -10,6 +10,7 @@
 #ifndef MS_LOCAL_H
 #define MS_LOCAL_H
 
+#include "cgroup.h"
 #include "reactor.h"
 #include "stream.h"
 #include "wire.h"
@@ -51,7 +52,9 @@ struct ms_sandbox {
   uint32_t create_id;
   ms_sandbox_state state;
   bool created, ready; /* the two halves of a start */
+  bool shared;         /* it lives without us: our end is not its end */
   bool dead;           /* the kernel says so: nothing in it runs any more */
+  int child;           /* of the zygote: the agent, or its bwrap */
   int pid, error;
   char stage[200];
   int socket, pidfd, root; /* owned; -1: none */
@@ -64,6 +67,8 @@ struct ms_sandbox {
   ms_process *processes;
   ms_pending *pending;
   size_t pending_count;
+  ms_cgroup *groups[MS_CGROUPS_MAX]; /* references */
+  size_t group_count;
 };
 
 typedef enum ms_process_state {
@@ -73,6 +78,20 @@ typedef enum ms_process_state {
   MS_PROCESS_EXITED,
   MS_PROCESS_LOST, /* its sandbox ended first */
 } ms_process_state;
+
+/* Bytes that a background program's log lost before they could be given to us. */
+typedef struct ms_gap {
+  uint64_t at, length; /* offsets in the stream of the program */
+} ms_gap;
+enum { MS_GAPS_MAX = 1024 };
+
+/* One stream of a program that is looked at. */
+typedef struct ms_view {
+  uint64_t since;
+  ms_gap *gaps; /* owned; in order */
+  size_t count;
+  bool blurred; /* there were more: offsets behind them are not known */
+} ms_view;
 
 struct ms_process {
   ms_waitable wait;
@@ -84,8 +103,11 @@ struct ms_process {
   int pid, error;
   char what[32];
   ms_exit exit;
-  bool awaited;         /* its start is news */
-  bool quiet;           /* its start is not told at all */
+  bool awaited;    /* its start is news */
+  bool quiet;      /* its start is not told at all */
+  bool background; /* it belongs to its sandbox; we look at its log */
+  uint64_t number; /* and this is what it is called there */
+  ms_view views[2];
   bool pipes_held;      /* somebody still holds the other end of its output */
   ms_stream *out, *err; /* kept alive by the user value; NULL: none */
   ms_stream *terminal;  /* its input, if it has one; the same */
@@ -116,16 +138,25 @@ void ms_sandbox_failed(ms_sandbox *s, int error, const char *stage);
 /* Sends to the agent; takes the files over. 0 or a negative errno. */
 int ms_sandbox_send(ms_sandbox *s, uint16_t type, uint32_t id, const ms_writer *body,
                     const int *fds, size_t fd_count);
+/* Takes in what the agent has said by now. */
+void ms_sandbox_hear(ms_sandbox *s);
 /* nil, errno, name-of-state for a sandbox that cannot be asked anything. Number of results. */
 int ms_sandbox_push_unusable(lua_State *L, const ms_sandbox *s);
 
-/* process.c: `sandbox:spawn(argv, options)` */
+/* process.c: `sandbox:spawn(argv, options)`, `sandbox:attach(number, options)` */
 int ms_process_spawn(lua_State *L);
+int ms_process_attach(lua_State *L);
 /* False when the message cannot be right. */
 bool ms_process_message(ms_sandbox *s, const ms_header *header, ms_reader *body);
 void ms_process_lost(ms_process *p);
 
 /* launch.c */
+/* Starts the helper program with nothing of ours but argv; `theirs` (taken over) is its file 3, a
+ * pidfd of ours its file 4. 0 or a positive errno. */
+int ms_helper_start(const char *path, char *const *argv, int theirs, pid_t *pid);
+/* The same for one that leaves a child behind and ends at once: it is waited for. SIGCHLD waits
+ * meanwhile, as when a zygote is ended. */
+int ms_helper_run(const char *path, char *const *argv, int theirs);
 void ms_zygote_forget(ms_zygote *z, ms_sandbox *s);
 
 #endif

@@ -18,10 +18,13 @@ void ms_lookup_open(lua_State *L);   /* lookup.c: core.lookup */
 void ms_process_open(lua_State *L);  /* process.c: the type only */
 void ms_sandbox_open(lua_State *L);  /* sandbox.c: the type only */
 void ms_zygote_open(lua_State *L);   /* launch.c: core.zygote */
+void ms_cgroup_open(lua_State *L);   /* cgroup.c: core.cgroup, core.cgroup_write, … */
+void ms_registry_open(lua_State *L); /* registry.c: core.registry, core.birth */
 void ms_terminal_open(lua_State *L); /* terminal.c: core.terminal */
 void ms_file_open(lua_State *L);     /* file.c: core.host_file */
 void ms_source_open(lua_State *L);   /* source.c: core.source, core.euid */
 void ms_entry_open(lua_State *L);    /* entry_lua.c: core.entry, core.records, core.process … */
 void ms_tree_open(lua_State *L);     /* tree.c: core.pack, core.unpack, core.place */
+void ms_store_open(lua_State *L);    /* store.c: core.private_directory, core.sha256 */
 
 #endif

@@ -81,6 +81,16 @@ out:
   return error;
 }
 
+int ms_place_commit_new(ms_place *p, const char *name) {
+  int error = 0;
+  if (!p->temp[0])
+    error = place_link(p, name);
+  else if (linkat(p->dir, p->temp, p->dir, name, 0) < 0)
+    error = -errno;
+  ms_place_abort(p); /* takes its temporary name away, too */
+  return error;
+}
+
 void ms_place_abort(ms_place *p) {
   if (p->temp[0])
     unlinkat(p->dir, p->temp, 0);

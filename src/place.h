@@ -23,6 +23,8 @@ typedef struct ms_place {
 int ms_place_open(ms_place *p, int dir, mode_t mode);
 /* Gives it its name, in place of what has it. Over afterwards, also when it fails. */
 int ms_place_commit(ms_place *p, const char *name);
+/* The same, but what has the name stays, and the answer is -EEXIST. */
+int ms_place_commit_new(ms_place *p, const char *name);
 /* Forgets it. Harmless when there is none. */
 void ms_place_abort(ms_place *p);
 

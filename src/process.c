@@ -65,20 +65,29 @@ static void close_terminal(ms_process *p) {
   ms_wake(p->reactor, &p->terminal->wait);
 }
 
+/* What the log of a background program still holds is on its way, to the end of the pipes, and word
+ * of what is missing there. */
 static void process_over(ms_process *p, ms_process_state state) {
   p->state = state;
-  leave_sandbox(p);
-  drain(p);
+  if (!p->background || state != MS_PROCESS_EXITED) {
+    leave_sandbox(p);
+    drain(p);
+  }
   close_terminal(p);
   ms_wake(p->reactor, &p->wait);
 }
 
 void ms_process_lost(ms_process *p) {
-  process_over(p, MS_PROCESS_LOST);
+  if (p->state == MS_PROCESS_EXITED)
+    leave_sandbox(p);
+  else
+    process_over(p, MS_PROCESS_LOST);
 }
 
 static bool on_started(ms_process *p, ms_reader *body) {
   p->pid = (int)ms_get_u32(body);
+  if (p->background)
+    p->number = ms_get_u64(body);
   if (p->state != MS_PROCESS_STARTING || !ms_get_end(body) || p->pid <= 1)
     return false;
   p->state = MS_PROCESS_RUNNING;
@@ -109,6 +118,30 @@ static bool on_exited(ms_process *p, ms_reader *body) {
   return true;
 }
 
+/* Gaps come in order, and lie between what has come and what has not. */
+static bool on_gap(ms_process *p, ms_reader *body) {
+  uint32_t which = ms_get_u32(body);
+  uint64_t at = ms_get_u64(body), length = ms_get_u64(body);
+  bool seen = p->state == MS_PROCESS_RUNNING || p->state == MS_PROCESS_EXITED;
+  if (!p->background || !seen || !ms_get_end(body) || which > 1 || length == 0 || at + length < at)
+    return false;
+  ms_view *v = &p->views[which];
+  ms_stream *stream = which == 0 ? p->out : p->err;
+  uint64_t before = v->count ? v->gaps[v->count - 1].at + v->gaps[v->count - 1].length : v->since;
+  if (!stream || at < before)
+    return false;
+  if (stream->missing == 0)
+    stream->missing_at = (size_t)(at - v->since);
+  stream->missing += length;
+  ms_gap *grown = v->count < MS_GAPS_MAX ? realloc(v->gaps, (v->count + 1) * sizeof *grown) : NULL;
+  v->blurred |= !grown;
+  if (grown) {
+    v->gaps = grown;
+    v->gaps[v->count++] = (ms_gap){.at = at, .length = length};
+  }
+  return true;
+}
+
 bool ms_process_message(ms_sandbox *s, const ms_header *header, ms_reader *body) {
   ms_process *p = s->processes;
   while (p && p->id != header->id)
@@ -120,6 +153,8 @@ bool ms_process_message(ms_sandbox *s, const ms_header *header, ms_reader *body)
     return on_started(p, body);
   case MS_REFUSED:
     return on_refused(p, body);
+  case MS_GAP:
+    return on_gap(p, body);
   default:
     return on_exited(p, body);
   }
@@ -179,6 +214,7 @@ static void put_exec(lua_State *L, ms_writer *body, uint32_t flags) {
   lua_getfield(L, 3, "cwd");
   ms_put_str(body, luaL_optstring(L, -1, "/"));
   lua_pop(L, 1);
+  ms_put_u64(body, (uint64_t)field_number(L, 3, "log_size", 0));
   lua_getfield(L, 3, "env");
   size_t argc = lua_rawlen(L, 2), envc = lua_istable(L, -1) ? lua_rawlen(L, -1) : 0;
   ms_put_u32(body, (uint32_t)argc);
@@ -290,7 +326,8 @@ static uint32_t exec_flags(lua_State *L) {
   } rows[] = {
       {"worker", MS_EXEC_WORKER}, {"leave", MS_EXEC_LEAVE},   {"stdin", MS_EXEC_STDIN},
       {"stdout", MS_EXEC_STDOUT}, {"stderr", MS_EXEC_STDERR}, {"merge", MS_EXEC_MERGE},
-      {"quiet", MS_EXEC_QUIET},   {"pty", MS_EXEC_PTY},
+      {"quiet", MS_EXEC_QUIET},   {"pty", MS_EXEC_PTY},       {"background", MS_EXEC_BACKGROUND},
+      {"log_head", MS_EXEC_HEAD},
   };
   uint32_t flags = 0;
   for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
@@ -326,10 +363,30 @@ static ms_stream *push_stream(lua_State *L, ms_reactor *r, plumbing *pipes, int 
   return ms_stream_new(L, r, end, fd != 0, limit, idle && fd != 0);
 }
 
+/* Pushes one that nothing is known of yet. */
+static ms_process *push_process(lua_State *L, ms_sandbox *s, bool background) {
+  ms_process *p = lua_newuserdata(L, sizeof *p);
+  *p = (ms_process){.state = MS_PROCESS_REFUSED, .background = background};
+  luaL_setmetatable(L, MS_PROCESS_TYPE);
+  p->reactor = ms_reactor_ref(s->reactor);
+  ms_waitable_init(s->reactor, &p->wait);
+  return p;
+}
+
+/* The request that was sent last is for this one. */
+static void await_answer(ms_sandbox *s, ms_process *p) {
+  p->id = s->last_id;
+  p->state = MS_PROCESS_STARTING;
+  p->sandbox = s;
+  p->next = s->processes;
+  s->processes = p;
+}
+
 /* sandbox:spawn(argv, options): process, stdin, stdout, stderr (nil where there is no pipe); or
  * nil, errno, state. Options: cwd, env (list of "K=V"), umask, timeout, grace, max_output, the
- * limits, worker, leave, merge, quiet; stdin, stdout, stderr: true for a pipe, else /dev/null; pty:
- * { cols, rows } for a terminal in the place of all three. */
+ * limits, worker, leave, merge, quiet; background, with log_size and log_head; stdin, stdout,
+ * stderr: true for a pipe, else /dev/null; pty: { cols, rows } for a terminal in the place of all
+ * three. */
 int ms_process_spawn(lua_State *L) {
   ms_sandbox *s = luaL_checkudata(L, 1, MS_SANDBOX_TYPE);
   luaL_checktype(L, 2, LUA_TTABLE);
@@ -343,11 +400,7 @@ int ms_process_spawn(lua_State *L) {
     read_size(L, &cols, &rows);
   ms_writer body = encode(L, s->reactor, flags);
 
-  ms_process *p = lua_newuserdata(L, sizeof *p);
-  *p = (ms_process){.state = MS_PROCESS_REFUSED};
-  luaL_setmetatable(L, MS_PROCESS_TYPE);
-  p->reactor = ms_reactor_ref(s->reactor);
-  ms_waitable_init(s->reactor, &p->wait);
+  ms_process *p = push_process(L, s, flags & MS_EXEC_BACKGROUND);
   int process = lua_gettop(L);
   lua_createtable(L, 4, 0); /* what the process keeps alive */
   int kept = lua_gettop(L);
@@ -361,12 +414,8 @@ int ms_process_spawn(lua_State *L) {
     close_plumbing(&pipes);
     return push_error(L, -error);
   }
-  p->id = s->last_id;
   p->quiet = flags & MS_EXEC_QUIET;
-  p->state = MS_PROCESS_STARTING;
-  p->sandbox = s;
-  p->next = s->processes;
-  s->processes = p;
+  await_answer(s, p);
 
   lua_pushvalue(L, 1);
   lua_rawseti(L, kept, 4); /* kept[4] = sandbox */
@@ -380,10 +429,62 @@ int ms_process_spawn(lua_State *L) {
     p->terminal = ends[0], ends[0]->terminal = ends[1]->hangs_up = true;
   p->out = ends[1];
   p->err = ends[2];
+  for (int fd = 1; fd < 3 && p->background; fd++)
+    if (ends[fd])
+      ends[fd]->tells_end = true;
   lua_pushvalue(L, kept);
   lua_setuservalue(L, process);
   lua_remove(L, kept);
   return 4;
+}
+
+/* sandbox:attach(number, options): process, stdout, stderr of a program that runs in the
+ * background, or did; or nil, errno, state. Options: stdout, stderr: offsets to begin at; once:
+ * only what the log holds now; max_output. */
+int ms_process_attach(lua_State *L) {
+  ms_sandbox *s = luaL_checkudata(L, 1, MS_SANDBOX_TYPE);
+  lua_Number number = luaL_checknumber(L, 2);
+  luaL_checktype(L, 3, LUA_TTABLE);
+  if (s->state != MS_SANDBOX_READY)
+    return ms_sandbox_push_unusable(L, s);
+  size_t limit = (size_t)field_number(L, 3, "max_output", 16 * 1024 * 1024);
+  char text[64];
+  ms_writer body = {.data = text, .capacity = sizeof text};
+  ms_process *p = push_process(L, s, true);
+  p->views[0].since = (uint64_t)field_number(L, 3, "stdout", 0);
+  p->views[1].since = (uint64_t)field_number(L, 3, "stderr", 0);
+  ms_put_u64(&body, number > 0 ? (uint64_t)number : 0);
+  ms_put_u64(&body, p->views[0].since);
+  ms_put_u64(&body, p->views[1].since);
+  ms_put_u32(&body, field_boolean(L, 3, "once"));
+  int process = lua_gettop(L);
+  lua_createtable(L, 4, 0); /* what the process keeps alive */
+
+  plumbing pipes = {.host = {-1, -1, -1}};
+  int error = lay_pipes(&pipes, MS_EXEC_STDOUT | MS_EXEC_STDERR);
+  if (!error) {
+    size_t count = pipes.child_count;
+    pipes.child_count = 0;
+    error = ms_sandbox_send(s, MS_ATTACH, ++s->last_id, &body, pipes.child, count);
+  }
+  if (error) {
+    close_plumbing(&pipes);
+    return push_error(L, -error);
+  }
+  await_answer(s, p);
+  lua_pushvalue(L, 1);
+  lua_rawseti(L, -2, 4); /* kept[4] = sandbox */
+  p->out = push_stream(L, s->reactor, &pipes, 1, limit, false);
+  p->err = push_stream(L, s->reactor, &pipes, 2, limit, false);
+  p->out->tells_end = p->err->tells_end = true;
+  lua_pushvalue(L, -2);
+  lua_rawseti(L, process + 1, 2); /* kept[2] = stdout */
+  lua_pushvalue(L, -1);
+  lua_rawseti(L, process + 1, 3); /* kept[3] = stderr */
+  lua_pushvalue(L, process + 1);
+  lua_setuservalue(L, process);
+  lua_remove(L, process + 1);
+  return 3;
 }
 
 /* Lua ----------------------------------------------------------------------------------------- */
@@ -422,11 +523,18 @@ static void set_integer(lua_State *L, const char *name, lua_Integer value) {
 
 static const char *const reason_names[] = {NULL, "timeout", "cancel", "output", "close"};
 
+/* Of the gaps before what was read from the pipes by now: they were told first. */
+static void hear_of_gaps(const ms_process *p) {
+  if (p->background && p->sandbox)
+    ms_sandbox_hear(p->sandbox);
+}
+
 /* process:exit(): how it ended, as a table; nil before that. */
 static int process_exit(lua_State *L) {
   const ms_process *p = check_process(L);
   if (p->state != MS_PROCESS_EXITED)
     return 0;
+  hear_of_gaps(p);
   const ms_exit *e = &p->exit;
   lua_createtable(L, 0, 8);
   set_integer(L, "pid", p->pid);
@@ -479,12 +587,74 @@ static int process_arm(lua_State *L) {
   return 0;
 }
 
+/* process:number(): what it is called in its sandbox; 0: nothing, or not yet. */
+static int process_number(lua_State *L) {
+  lua_pushinteger(L, (lua_Integer)check_process(L)->number);
+  return 1;
+}
+
+/* Where in its stream the program's byte is that a reader takes next. */
+static uint64_t offset_of(const ms_view *v, uint64_t taken) {
+  uint64_t offset = v->since;
+  for (size_t i = 0; i < v->count && taken > v->gaps[i].at - offset; i++) {
+    taken -= v->gaps[i].at - offset;
+    offset = v->gaps[i].at + v->gaps[i].length;
+  }
+  return offset + taken;
+}
+
+/* process:offsets(): how far readers have come in stdout and stderr, as `attach` takes it; nil when
+ * too much is missing to tell. */
+static int process_offsets(lua_State *L) {
+  ms_process *p = check_process(L);
+  hear_of_gaps(p);
+  for (int i = 0; i < 2; i++) {
+    const ms_stream *stream = i == 0 ? p->out : p->err;
+    if (p->views[i].blurred)
+      return 0;
+    lua_pushinteger(L, (lua_Integer)offset_of(&p->views[i], stream ? ms_stream_taken(stream) : 0));
+  }
+  return 2;
+}
+
+/* process:gaps(): what is missing: { { stream, at, dropped } … }. */
+static int process_gaps(lua_State *L) {
+  const ms_process *p = check_process(L);
+  hear_of_gaps(p);
+  lua_newtable(L);
+  int row = 0;
+  for (int i = 0; i < 2; i++)
+    for (size_t k = 0; k < p->views[i].count; k++) {
+      const ms_gap *gap = &p->views[i].gaps[k];
+      lua_createtable(L, 0, 3);
+      lua_pushstring(L, i == 0 ? "stdout" : "stderr");
+      lua_setfield(L, -2, "stream"); /* gap.stream */
+      set_integer(L, "at", (lua_Integer)gap->at);
+      set_integer(L, "dropped", (lua_Integer)gap->length);
+      lua_rawseti(L, -2, ++row);
+    }
+  return 1;
+}
+
+/* process:leave(): we do not look at its log any more. */
+static int process_leave(lua_State *L) {
+  ms_process *p = check_process(L);
+  if (p->background && p->sandbox && p->sandbox->socket >= 0 && !ms_reactor_foreign(p->reactor))
+    ms_sandbox_send(p->sandbox, MS_LEAVE, p->id, &(ms_writer){0}, NULL, 0);
+  leave_sandbox(p);
+  return 0;
+}
+
 /* The program goes on: dropping a handle does nothing to it. */
 static int process_gc(lua_State *L) {
   ms_process *p = check_process(L);
   if (!p->reactor)
     return 0;
-  leave_sandbox(p);
+  process_leave(L);
+  for (int i = 0; i < 2; i++) {
+    free(p->views[i].gaps);
+    p->views[i] = (ms_view){0};
+  }
   ms_reactor_unref(p->reactor);
   p->reactor = NULL;
   return 0;
@@ -497,9 +667,10 @@ static int process_tostring(lua_State *L) {
 }
 
 static const luaL_Reg methods[] = {
-    {"id", process_id},         {"arm", process_arm},   {"state", process_state},
-    {"pid", process_pid},       {"exit", process_exit}, {"signal", process_signal},
-    {"expect", process_expect}, {NULL, NULL},
+    {"id", process_id},         {"arm", process_arm},       {"state", process_state},
+    {"pid", process_pid},       {"exit", process_exit},     {"signal", process_signal},
+    {"expect", process_expect}, {"number", process_number}, {"offsets", process_offsets},
+    {"gaps", process_gaps},     {"leave", process_leave},   {NULL, NULL},
 };
 
 static const luaL_Reg metamethods[] = {

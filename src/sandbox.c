@@ -60,6 +60,12 @@ static void close_file(int *fd) {
   *fd = -1;
 }
 
+/* Nothing runs in it any more. */
+static void end_groups(ms_sandbox *s) {
+  for (size_t i = 0; i < s->group_count; i++)
+    ms_cgroup_end(s->groups[i]);
+}
+
 static void lose_everything(ms_sandbox *s) {
   while (s->processes)
     ms_process_lost(s->processes);
@@ -70,16 +76,22 @@ static void lose_everything(ms_sandbox *s) {
     }
 }
 
+static void sandbox_kill(const ms_sandbox *s) {
+  if (s->pidfd >= 0 && !s->dead && !ms_reactor_foreign(s->reactor))
+    syscall(SYS_pidfd_send_signal, s->pidfd, SIGKILL, NULL, 0);
+}
+
 /* Ends it for whatever reason: a SIGKILL for pid 1 is one for all. The pidfd stays watched, it is
- * the proof. Without one (its making was not confirmed yet) the closed socket ends the agent. */
+ * the proof. Without one (its making was not confirmed yet) the closed socket ends the agent. One
+ * that lives without us is let go of, unless it is broken. */
 static void sandbox_end(ms_sandbox *s, ms_sandbox_state state) {
   if (s->state >= MS_SANDBOX_FAILED)
     return;
   s->state = state;
   if (s->zygote)
     ms_zygote_forget(s->zygote, s);
-  if (s->pidfd >= 0 && !s->dead && !ms_reactor_foreign(s->reactor))
-    syscall(SYS_pidfd_send_signal, s->pidfd, SIGKILL, NULL, 0);
+  if (!s->shared || state == MS_SANDBOX_BROKEN)
+    sandbox_kill(s);
   close_socket(s);
   close_file(&s->root);
   close_file(&s->complaints);
@@ -124,7 +136,7 @@ static void check_ready(ms_sandbox *s) {
 }
 
 void ms_sandbox_created(ms_sandbox *s, int pid, int pidfd) {
-  s->pid = pid;
+  s->pid = s->child = pid;
   s->pidfd = s->pidfd_source.fd = pidfd;
   s->created = true;
   ms_source_watch(s->reactor, &s->pidfd_source, EPOLLIN);
@@ -240,6 +252,7 @@ static bool on_message(ms_sandbox *s, ms_message *message) {
   case MS_STARTED:
   case MS_REFUSED:
   case MS_EXITED:
+  case MS_GAP:
     return message->fd_count == 0 && ms_process_message(s, &message->header, &message->body);
   default:
     return false;
@@ -272,11 +285,17 @@ static void socket_ready(ms_source *source, uint32_t events) {
   sandbox_watch(s);
 }
 
+void ms_sandbox_hear(ms_sandbox *s) {
+  if (s->socket >= 0 && !ms_reactor_foreign(s->reactor))
+    socket_ready(&s->socket_source, EPOLLIN);
+}
+
 static void pidfd_ready(ms_source *source, uint32_t events) {
   ms_sandbox *s = (ms_sandbox *)((char *)source - offsetof(ms_sandbox, pidfd_source));
   (void)events;
   s->dead = true;
   close_pidfd(s);
+  end_groups(s);
   if (s->socket >= 0)
     socket_ready(&s->socket_source, EPOLLIN); /* its last words, perhaps why it failed */
   if (!s->ready)
@@ -427,6 +446,12 @@ static int sandbox_pid(lua_State *L) {
   return 1;
 }
 
+/* sandbox:child(): the process that the zygote knows it by. */
+static int sandbox_child(lua_State *L) {
+  lua_pushinteger(L, check_sandbox(L)->child);
+  return 1;
+}
+
 static int sandbox_id(lua_State *L) {
   lua_pushinteger(L, (lua_Integer)check_sandbox(L)->wait.id);
   return 1;
@@ -444,6 +469,20 @@ static int sandbox_close(lua_State *L) {
   return 0;
 }
 
+/* sandbox:kill(): ends it, also when it lives without us. */
+static int sandbox_kill_lua(lua_State *L) {
+  ms_sandbox *s = check_sandbox(L);
+  if (s->reactor)
+    sandbox_kill(s);
+  return sandbox_close(L);
+}
+
+/* sandbox:share(): it lives without us from now on. */
+static int sandbox_share(lua_State *L) {
+  check_sandbox(L)->shared = true;
+  return 0;
+}
+
 static int sandbox_gc(lua_State *L) {
   ms_sandbox *s = check_sandbox(L);
   if (!s->reactor)
@@ -452,6 +491,8 @@ static int sandbox_gc(lua_State *L) {
   close_pidfd(s);
   while (s->pending)
     free_pending(s, &s->pending);
+  while (s->group_count > 0)
+    ms_cgroup_unref(s->groups[--s->group_count]);
   ms_reactor_unref(s->reactor);
   s->reactor = NULL;
   return 0;
@@ -479,10 +520,14 @@ ms_sandbox *ms_sandbox_new(lua_State *L, ms_reactor *r, int socket) {
 }
 
 static const luaL_Reg methods[] = {
-    {"id", sandbox_id},           {"arm", sandbox_arm},     {"state", sandbox_state},
-    {"dead", sandbox_dead},       {"call", sandbox_call},   {"take", sandbox_take},
-    {"abandon", sandbox_abandon}, {"open", sandbox_open},   {"pid", sandbox_pid},
-    {"spawn", ms_process_spawn},  {"close", sandbox_close}, {NULL, NULL},
+    {"id", sandbox_id},           {"arm", sandbox_arm},
+    {"state", sandbox_state},     {"dead", sandbox_dead},
+    {"call", sandbox_call},       {"take", sandbox_take},
+    {"abandon", sandbox_abandon}, {"open", sandbox_open},
+    {"pid", sandbox_pid},         {"child", sandbox_child},
+    {"spawn", ms_process_spawn},  {"attach", ms_process_attach},
+    {"close", sandbox_close},     {"kill", sandbox_kill_lua},
+    {"share", sandbox_share},     {NULL, NULL},
 };
 
 static const luaL_Reg metamethods[] = {

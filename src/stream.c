@@ -261,7 +261,7 @@ static void stream_ready(ms_source *source, uint32_t events) {
       flush_out(s);
   }
   if (s->fd >= 0 && wants_read(s) && fill(s, READ_BURST))
-    news |= s->mode != MS_COLLECT || s->peeked || overflowed_now(s);
+    news |= s->mode != MS_COLLECT || s->peeked || overflowed_now(s) || (s->tells_end && s->fd < 0);
   update_interest(s);
   if (news)
     ms_wake(s->reactor, &s->wait);
@@ -281,6 +281,8 @@ static void start_reading(ms_stream *s) {
       ms_buffer_commit(&s->in, runs.length[i]);
     }
   }
+  if (runs.dropped > 0 && s->dropped == 0)
+    s->dropped_at = s->taken + runs.dropped_at;
   s->dropped += runs.dropped;
   ms_excerpt_free(&s->excerpt);
   s->mode = MS_READ;
@@ -292,6 +294,7 @@ static int push_front(lua_State *L, ms_stream *s, size_t count, size_t skip) {
   if (s->mode == MS_TEE)
     ms_excerpt_append(&s->excerpt, front, count + skip);
   ms_buffer_consume(&s->in, count + skip);
+  s->taken += count + skip;
   s->scanned = 0;
   s->want = HIGH_WATER;
   update_interest(s);
@@ -525,8 +528,11 @@ static int stream_excerpt(lua_State *L) {
       luaL_addlstring(&text, runs.data[i] ? runs.data[i] : "", runs.length[i]);
     luaL_pushresult(&text);
   }
-  lua_pushinteger(L, (lua_Integer)runs.dropped_at);
-  lua_pushinteger(L, (lua_Integer)(runs.dropped + s->dropped));
+  size_t at = runs.dropped_at;
+  if (s->missing > 0 && (runs.dropped == 0 || s->missing_at < at))
+    at = s->missing_at;
+  lua_pushinteger(L, (lua_Integer)at);
+  lua_pushinteger(L, (lua_Integer)(runs.dropped + s->dropped + s->missing));
   return 3;
 }
 
@@ -568,9 +574,21 @@ static int stream_peek(lua_State *L) {
   return 2;
 }
 
-/* stream:received(): how many bytes have come. */
+/* stream:received(): how many bytes have come, or were lost on their way. */
 static int stream_received(lua_State *L) {
-  lua_pushinteger(L, (lua_Integer)check_stream(L)->received);
+  const ms_stream *s = check_stream(L);
+  lua_pushinteger(L, (lua_Integer)(s->received + s->missing));
+  return 1;
+}
+
+uint64_t ms_stream_taken(const ms_stream *s) {
+  return s->taken + (s->dropped > 0 && s->taken >= s->dropped_at ? s->dropped : 0);
+}
+
+/* stream:collecting(): more may come for the result. */
+static int stream_collecting(lua_State *L) {
+  const ms_stream *s = check_stream(L);
+  lua_pushboolean(L, s->mode == MS_COLLECT && !read_over(s));
   return 1;
 }
 
@@ -667,6 +685,7 @@ static const luaL_Reg methods[] = {
     {"ended", stream_ended},
     {"close", stream_close_lua},
     {"received", stream_received},
+    {"collecting", stream_collecting},
     {"watch", stream_watch},
     {"release", stream_release},
     {"peek", stream_peek},

@@ -27,14 +27,19 @@ typedef struct ms_stream {
   ms_excerpt excerpt; /* the result so far */
   bool peeked;        /* somebody looks at it without reading: news all the same */
   bool overflowed;    /* the excerpt lost bytes, and that was told */
+  bool tells_end;     /* its end is news also while nobody reads */
   uint64_t received;
-  uint64_t dropped; /* bytes that the excerpt lost before a reader came */
-  int full_reads;   /* in a row that found the pipe full */
-  bool idle;        /* not served yet */
-  bool reading;     /* this end can be read */
-  bool socket;      /* others may read it too, in blocking mode */
-  bool duplex;      /* and it is written: each direction has an end of its own */
-  bool shut;        /* nothing more is written */
+  uint64_t taken;      /* by readers */
+  uint64_t dropped;    /* bytes that the excerpt lost before a reader came */
+  uint64_t dropped_at; /* of what readers take: where */
+  uint64_t missing;    /* bytes that were lost before they came here */
+  size_t missing_at;   /* of what came: where the first were */
+  int full_reads;      /* in a row that found the pipe full */
+  bool idle;           /* not served yet */
+  bool reading;        /* this end can be read */
+  bool socket;         /* others may read it too, in blocking mode */
+  bool duplex;         /* and it is written: each direction has an end of its own */
+  bool shut;           /* nothing more is written */
   bool eof;
   int error; /* errno of a failed read */
 
@@ -54,6 +59,8 @@ ms_stream *ms_stream_new(lua_State *L, ms_reactor *r, int fd, bool reading, size
 /* Reads all there is now, without waiting; at most about a pipe's worth. Wakes nobody. */
 void ms_stream_drain(ms_stream *s);
 void ms_stream_close(ms_stream *s);
+/* How far its readers have come, in bytes that came. */
+uint64_t ms_stream_taken(const ms_stream *s);
 /* A stream over a connected socket (or one about to be), to read and to write; takes fd over. */
 ms_stream *ms_stream_new_socket(lua_State *L, ms_reactor *r, int fd);
 /* Gives the descriptor away (-1: it had none); what was read ahead stays in `in`. */

@@ -331,10 +331,13 @@ static int placed_write(lua_State *L) {
   return 1;
 }
 
-/* placed:commit(): true; or nil, errno. Over afterwards in any case. */
+/* placed:commit(new): true; or nil, errno. `new`: only if nothing has the path. Over afterwards in
+ * any case. */
 static int placed_commit(lua_State *L) {
   placed *p = check_placed(L);
-  int error = p->place.fd < 0 ? -EBADF : ms_place_commit(&p->place, p->name);
+  int error = p->place.fd < 0       ? -EBADF
+              : lua_toboolean(L, 2) ? ms_place_commit_new(&p->place, p->name)
+                                    : ms_place_commit(&p->place, p->name);
   if (error < 0)
     return ms_push_errno(L, error);
   lua_pushboolean(L, true);

@@ -130,7 +130,12 @@ int ms_unpack_record(ms_unpack *u, ms_record *record) {
     ms_get_u64(body);
     error = ms_get_end(body) ? ms_unpack_finish(u) : -EPROTO;
     return error < 0 ? error : MS_UNPACK_END;
-  default: { /* SKIPPED, FAILED */
+  case MS_RECORD_HOLE:
+  case MS_RECORD_LINK:
+  case MS_RECORD_EVENT:
+  case MS_RECORD_MATCH:
+    return -EPROTO; /* of others */
+  default: {        /* SKIPPED, FAILED */
     int reason = (int)ms_get_u32(body);
     const char *path = ms_get_str(body);
     if (!ms_get_end(body) || strlen(path) > MS_PATH_MAX || reason <= 0)

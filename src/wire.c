@@ -53,6 +53,16 @@ void ms_put_exit(ms_writer *w, const ms_exit *e) {
   ms_put_u64(w, e->duration_ns);
 }
 
+void ms_put_program(ms_writer *w, const ms_program *p) {
+  ms_put_u64(w, p->number);
+  ms_put_u32(w, p->pid);
+  ms_put_u32(w, p->running);
+  ms_put_u32(w, p->background);
+  ms_put_u32(w, (uint32_t)p->status);
+  ms_put_u64(w, p->started_us);
+  ms_put_bytes(w, p->words, p->words_length);
+}
+
 /* Reading ------------------------------------------------------------------------------------- */
 
 /* The next `length` bytes, or NULL (and `bad`) when there are not so many. */
@@ -115,6 +125,19 @@ void ms_get_exit(ms_reader *r, ms_exit *e) {
   e->read_blocks = ms_get_u64(r);
   e->write_blocks = ms_get_u64(r);
   e->duration_ns = ms_get_u64(r);
+}
+
+void ms_get_program(ms_reader *r, ms_program *p) {
+  p->number = ms_get_u64(r);
+  p->pid = ms_get_u32(r);
+  p->running = ms_get_u32(r);
+  p->background = ms_get_u32(r);
+  p->status = (int32_t)ms_get_u32(r);
+  p->started_us = ms_get_u64(r);
+  p->words = ms_get_bytes(r, &p->words_length);
+  bool ended = p->words_length > 0 && p->words[p->words_length - 1] == '\0';
+  if (p->running > 1 || p->background > 1 || p->words_length > MS_PROGRAM_WORDS_MAX || !ended)
+    r->bad = true;
 }
 
 bool ms_get_end(const ms_reader *r) {
@@ -260,9 +283,10 @@ int ms_receive(int socket, ms_message *message) {
   struct msghdr raw = {
       .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
   ssize_t length;
+  int resets = 0; /* the peer closed before it had read all; once told, what it said is there */
   do
     length = recvmsg(socket, &raw, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  while (length < 0 && errno == EINTR);
+  while (length < 0 && (errno == EINTR || (errno == ECONNRESET && resets++ == 0)));
   if (length < 0)
     return errno == EAGAIN || errno == EWOULDBLOCK ? -EAGAIN : errno == ECONNRESET ? 0 : -errno;
   bool fits = receive_fds(&raw, message);

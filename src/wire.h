@@ -34,7 +34,7 @@ typedef enum ms_type {
 
   /* host -> agent. Body: see ms_exec in agent/agent.h. Files: the child's pipe ends, in order. */
   MS_EXEC,
-  /* agent -> host. i32 pid. */
+  /* agent -> host. i32 pid; of what runs in the background also u64 number, for MS_ATTACH. */
   MS_STARTED,
   /* agent -> host: it never ran. i32 errno, str what ("program", "cwd", …). */
   MS_REFUSED,
@@ -52,20 +52,42 @@ typedef enum ms_type {
   /* host -> zygote: u32 uid, u32 gid. File: a socket, which is answered with a user namespace that
    * shows these as the sandboxes' one user, or with an i32 errno. */
   MS_IDMAP,
+  /* host -> zygote: i32 pid, which is not to end with the host. zygote -> host: the same, done. */
+  MS_RELEASE,
   /* host -> agent, before MS_READY, as many as MS_CREATE said: u32 flags, str source, str target.
    * File: the source (O_PATH), or a detached tree. */
   MS_MOUNT,
+  /* host -> agent, before those, if MS_CREATE said so: u32 flags. Files: the cgroup.procs of the
+   * control groups that it goes into. */
+  MS_JOIN,
+
+  /* host -> agent: to see what a background program writes. u64 number, u64 since[2] (offsets in
+   * its stdout and stderr), u32 once (only what is there now, and no MS_EXITED). Files: two pipes,
+   * for the two streams. Answered like an exec, by MS_STARTED or MS_REFUSED, and MS_EXITED in the
+   * end; then its streams may still be on their way, to the end of their pipes. MS_SIGNAL works. */
+  MS_ATTACH,
+  /* host -> agent: the end of that, or of a background exec's being looked at. No body. */
+  MS_LEAVE,
+  /* agent -> host: u32 stream, u64 at, u64 length: so many bytes were lost at this offset; those
+   * that come through the pipe after this was sent are from behind it. */
+  MS_GAP,
 } ms_type;
 
 #define MS_CREATE_MOUNTS 2u       /* header flag of MS_CREATE: needs sight of the host's mounts */
 #define MS_CREATE_HOST_NETWORK 4u /* and: no network namespace of its own */
 #define MS_CREATE_BWRAP 8u        /* and: its namespaces are made by bwrap */
 
+#define MS_JOIN_MEMORY 1u /* a group bounds memory: the agent should be the last to be killed */
+
 #define MS_MOUNT_READ_ONLY 1u
 #define MS_MOUNT_COPY 2u     /* what is written goes to a copy */
 #define MS_MOUNT_DETACHED 4u /* cloned by the host already */
 #define MS_MOUNT_DIRECTORY 8u
 #define MS_MOUNT_ROOT 16u /* it is to be "/"; with MS_MOUNT_COPY it can be written */
+
+/* host -> keeper (agent/keeper.c): one of these, and a path, are a message. */
+#define MS_KEEPER_LOOK 'l'   /* a directory in which groups are made */
+#define MS_KEEPER_REMOVE 'r' /* a group that nothing should run in any more */
 
 #define MS_IN_FILE 1u /* header flag: the body is in the last file passed along, a memfd */
 #define MS_LONG_MAX ((size_t)8 * 1024 * 1024) /* such a body's most */
@@ -107,11 +129,19 @@ typedef enum ms_call {
   MS_CALL_CONNECT, /* a: port on the sandbox's loopback; flags: MS_NET_IPV6. -> socket, connected or
                     * about to be */
   MS_CALL_LISTEN,  /* the same, 0: any port. -> u32 port; listening socket */
+  MS_CALL_PROGRAMS, /* a: only those with greater numbers; path "/". -> u32 count, ms_program each;
+                     * u32 1: there are more */
+  MS_CALL_DETACH, /* lives on without its host. a: milliseconds to live, 0: as before; b: ms without
+                   * anybody connected, 0: any time; path "/"; file: a bound socket to listen on */
+  MS_CALL_LIFE,   /* flags: which of a, milliseconds to live from now on, and b, as above, to set;
+                   * 0: any time; path "/" */
   MS_CALL_LAST,
 } ms_call;
 
 #define MS_CREATE_NAMELESS 1u
 #define MS_NET_IPV6 1u
+#define MS_LIFE_LAST 1u
+#define MS_LIFE_IDLE 2u
 
 /* What was found where a file was to be opened. Only with MS_OPENED_FILE a file comes along, and it
  * is a regular one: reading or writing it can neither block nor have effects. A directory is the
@@ -141,6 +171,19 @@ typedef struct ms_exit {
   uint64_t duration_ns;
 } ms_exit;
 
+/* One program that was started, as MS_CALL_PROGRAMS tells it. */
+#define MS_PROGRAM_WORDS_MAX ((size_t)2048) /* of a command line, what is told */
+#define MS_LOG_MAX (UINT64_C(1) << 30)
+typedef struct ms_program {
+  uint64_t number; /* in the order in which they were started */
+  uint32_t pid;
+  uint32_t running, background; /* 0 or 1 */
+  int32_t status;               /* as from wait4; of what does not run any more */
+  uint64_t started_us;          /* since 1970 */
+  const char *words;            /* each with a NUL behind it */
+  size_t words_length;
+} ms_program;
+
 /* Writing: appends to a buffer of fixed size; once it overflows, `overflow` stays set. */
 typedef struct ms_writer {
   char *data;
@@ -153,6 +196,7 @@ void ms_put_u64(ms_writer *w, uint64_t value);
 void ms_put_bytes(ms_writer *w, const void *bytes, size_t length); /* u32 length, bytes */
 void ms_put_str(ms_writer *w, const char *text);
 void ms_put_exit(ms_writer *w, const ms_exit *e);
+void ms_put_program(ms_writer *w, const ms_program *p);
 
 /* Reading: past the end everything is 0 or "", and `bad` stays set. Strings point into the
  * message; they are followed by a NUL that the length does not count, and contain none. */
@@ -167,6 +211,7 @@ uint64_t ms_get_u64(ms_reader *r);
 const char *ms_get_bytes(ms_reader *r, size_t *length); /* may contain NULs */
 const char *ms_get_str(ms_reader *r);
 void ms_get_exit(ms_reader *r, ms_exit *e);
+void ms_get_program(ms_reader *r, ms_program *p);
 /* True when everything was there and nothing is left. */
 bool ms_get_end(const ms_reader *r);
 

@@ -7,6 +7,7 @@ local help = require "moonsand.cli.help"
 local json = require "moonsand.cli.json"
 local moonsand = require "moonsand"
 local program = require "moonsand.cli.program"
+local sandboxes = require "moonsand.cli.sandboxes"
 local source = require "moonsand.cli.source"
 local terminal = require "moonsand.cli.terminal"
 local words = require "moonsand.cli.words"
@@ -41,7 +42,11 @@ local function print_json(value)
 end
 
 --- name -> function(line): the exit status, or a failure.
-local commands = { run = program.run, exec = program.exec, shell = program.shell }
+local commands = {
+  run = program.run, exec = program.exec, shell = program.shell,
+  create = sandboxes.create, ls = sandboxes.ls, rm = sandboxes.rm, ps = sandboxes.ps,
+  logs = sandboxes.logs, cp = sandboxes.cp, forward = sandboxes.forward,
+}
 
 function commands.version()
   io.stdout:write(source.name, " ", moonsand._VERSION, "\n")

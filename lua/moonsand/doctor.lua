@@ -180,6 +180,13 @@ function M.explain(stage, errno, path)
     return NO_SCOPE
   elseif stage == "version" then
     return OTHER_BUILD
+  elseif stage == "cgroup" then
+    return {
+      cause = "the kernel does not let a sandbox into the control group that was made for it: "
+        .. core.strerror(errno),
+      fix = "systemd-run --user --scope -p Delegate=yes PROGRAM, or create without limits of memory "
+        .. "and cpus",
+    }
   elseif stage == "proc" and errno == e.EPERM then
     return MASKED_PROC
   elseif kernel_before(5, 14) then
@@ -263,6 +270,20 @@ local function examine_launchers(create, chosen, add)
   end
 end
 
+--- Limits that only control groups hold, each with a value to try.
+local GROUPED = { { "memory", 64 * 1024 * 1024 }, { "cpus", 1 } }
+
+--- Whether a limit of a whole sandbox can be held: by what, or nil, why not, what to do.
+local function try_limit(create, name, value)
+  local box, message, _, detail = create { limits = { [name] = value } }
+  if not box then
+    return nil, detail.cause or message, detail.fix or ""
+  end
+  local by = box:info().limits[name].by
+  box:close()
+  return by
+end
+
 --- Tries what matters and tells what works: a list of findings, `ok` when a sandbox can be made.
 --- `tostring` gives it as text.
 ---@return { ok: boolean, [integer]: moonsand.Finding }
@@ -298,6 +319,10 @@ function M.examine(create)
     add("a program in it", result ~= nil and result.ok, not result and message or nil, "")
     box:close()
     examine_launchers(create, isolation, add)
+    for _, row in ipairs(GROUPED) do
+      local by, cause, fix = try_limit(create, row[1], row[2])
+      add(("limits.%s of a sandbox%s"):format(row[1], by and ", by " .. by or ""), by ~= nil, cause, fix)
+    end
   end
   local json = pcall(require, "cjson")
   add("lua-cjson (for CodeResult.value and remote providers)", json,

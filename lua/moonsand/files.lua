@@ -374,64 +374,24 @@ function Files:grep(pattern, opts)
   if not fine then
     return errors.fail("invalid", ("grep: %s is no pattern"):format(options.quote(pattern)))
   end
-  return ask(self, "grep", full, function(line)
-    return (line:find(pattern, 1, o.plain))
-  end, limit, loop.limits(o))
+  return ask(self, "grep", full, pattern, o.plain or false, limit, loop.limits(o))
 end
 
 local WATCH = known { recursive = "boolean", interval = "number" }
 
---- What is in `now` and was not in `before`, or not so.
-local function differences(before, now)
-  local events = {}
-  for path, what in pairs(now) do
-    if not before[path] then
-      events[#events + 1] = { event = "created", path = path }
-    elseif before[path] ~= what then
-      events[#events + 1] = { event = "modified", path = path }
-    end
-  end
-  for path in pairs(before) do
-    if not now[path] then
-      events[#events + 1] = { event = "removed", path = path }
-    end
-  end
-  table.sort(events, function(a, b)
-    return a.path < b.path
-  end)
-  return events
-end
-
 local function next_change(state, opts)
-  local limits = loop.limits(opts or state.opts)
-  while not state.over do
-    local event = table.remove(state.events, 1)
-    if event then
-      return event
-    end
-    local deadline = math.min(state.next_at, limits.deadline or math.huge)
-    local message, code, detail = loop.wait { deadline = deadline, token = limits.token }
-    if code ~= "timeout" or loop.now() < state.next_at then
-      return nil, message, code, detail
-    end
-    state.next_at = loop.now() + state.interval
-    local now
-    now, message, code, detail =
-      ask(state.files, "changes", state.path, state.recursive, limits)
-    if not now and code == "not_found" then
-      state.over = true
-      return { event = "removed", path = state.path }
-    elseif not now then
-      return nil, message, code, detail
-    end
-    state.events = differences(state.seen, now)
-    state.seen = now
+  if state.over then
+    return nil
   end
+  local event, message, code, detail = state.watcher:next(loop.limits(opts or state.opts))
+  state.over = event == nil and message == nil
+  return event, message, code, detail
 end
 
---- An iterator of what happens in a directory: { event = "created" | "modified" | "removed", path },
---- found out by looking every `interval` seconds (0.5). With `recursive` below it, too. It ends
---- after the directory itself was removed.
+--- An iterator of what happens in a directory: { event, path }, the event "created", "modified",
+--- "removed", or "overflow" where more has happened than could be told. With `recursive` below it, too.
+--- It ends after the directory itself was removed. Where the sandbox cannot tell by itself, it is
+--- looked every `interval` seconds (0.5).
 ---@param path string
 ---@param opts? { recursive?: boolean, interval?: number, timeout?: number, cancel?: moonsand.Token }
 ---@return moonsand.Iterator? events, string? message, string? code, table? detail
@@ -442,16 +402,17 @@ function Files:watch(path, opts)
   elseif o.interval and not (o.interval > 0) then
     errors.raise(2, "files:watch: interval must be a positive number of seconds, not %s", o.interval)
   end
-  local seen, message
-  seen, message, code, detail = ask(self, "changes", full, o.recursive or false, loop.limits(o))
-  if not seen then
+  local watcher, message
+  watcher, message, code, detail =
+    ask(self, "watch", full, o.recursive or false, o.interval or 0.5, loop.limits(o))
+  if not watcher then
     return nil, message, code, detail
   end
-  local interval = o.interval or 0.5
-  local state = { files = self, path = full, recursive = o.recursive or false, seen = seen,
-    interval = interval, events = {}, next_at = loop.now() + interval, opts = opts, over = false }
+  -- What is iterated keeps the sandbox alive.
+  local state = { watcher = watcher, box = self.box, opts = opts, over = false }
   return iterators.iterator(next_change, state, function()
     state.over = true
+    watcher:close()
   end)
 end
 

@@ -30,7 +30,7 @@ M.files = {
   upload = transfer.upload,
   download = transfer.download,
   grep = watch.grep,
-  changes = watch.changes,
+  watch = watch.watch,
 }
 
 M.ps = processes.ps

@@ -190,7 +190,7 @@ local function wait_with(self, limits, first)
   local news, program, handlers = { first }, self.program, self.handlers
   for _, name in ipairs { "stdout", "stderr" } do
     local stream = self[name]
-    if self.plan.on_limit == "kill" or handlers and handlers[name] then
+    if self.plan.on_limit == "kill" or self.plan.spec.background or handlers and handlers[name] then
       news[#news + 1] = program[name]
     end
     if stream and stream.task and not is_ours(stream) then
@@ -269,6 +269,12 @@ end
 --- Ends it now and waits for the proof, also in a cancelled task.
 local function put_down(self, reason)
   kill(self, reason)
+  for _, name in ipairs { "stdout", "stderr" } do
+    local raw = self.program[name]
+    if raw and self.plan.spec.background then
+      raw:collect() -- its end comes behind all that it wrote
+    end
+  end
   local message = await_end(self, loop.limits({ timeout = KILL_CONFIRMED }, true), false)
   if message then
     kill(self, reason)
@@ -734,26 +740,36 @@ function Process:stop(opts)
   return self:wait { timeout = opts.timeout or KILL_CONFIRMED, cancel = opts.cancel }
 end
 
+--- How it ended, read or not.
+local function how_ended(self)
+  local program = self.program
+  if program.over then
+    return program:over()
+  end
+  return program:ended()
+end
+
 --- Whether it (or something that it left and that is not dead yet) still runs.
 ---@return boolean
 function Process:is_running()
   if self.outcome or self.closed then
     return false
   end
-  local exit, message = self.program:ended()
+  local exit, message = how_ended(self)
   return not exit and not message
 end
 
 --- What is known of it.
----@return { id: string, pid: integer?, command: string|string[], running: boolean, exit_code: integer? }
+---@return { id: string, pid: integer?, command: string|string[], running: boolean, exit_code: integer?, gaps: table? }
 function Process:info()
-  local exit = self.program:ended()
+  local exit = how_ended(self)
   return {
     id = self.id,
     pid = self.pid,
     command = self.command,
     running = self:is_running(),
     exit_code = exit and exit.exit_code,
+    gaps = self.program.gaps and self.program:gaps(),
   }
 end
 

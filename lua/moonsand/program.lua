@@ -64,6 +64,8 @@ local LIMITS = {
   processes = "number",
 }
 
+local LOG = { size = "number|string", keep = "string" }
+
 M.MAX_OUTPUT = 16 * 1024 * 1024
 
 -- ---------------------------------------------------------------- commands
@@ -242,6 +244,14 @@ end
 
 -- ---------------------------------------------------------------- streams
 
+--- How the log of a background program is asked for; what the values may be, a provider knows.
+local function read_log(call, opts, level)
+  if opts.log ~= nil and not opts.background then
+    errors.raise(level + 1, "%s: log is for programs that run in the background", call)
+  end
+  return opts.log and options.check(call .. ": log", opts.log, LOG, level + 1)
+end
+
 --- How one output stream is treated: "collect", "discard", "inherit", or a function.
 local function output_mode(call, name, value, level)
   if value == nil then
@@ -352,7 +362,7 @@ function M.plan(call, box, command, opts, level)
     user = user or nil,
     pty = pty,
     background = opts.background or nil,
-    log = opts.log,
+    log = read_log(call, opts, level),
     timeout = timeout,
     grace = opts.grace,
     leave = opts.leave,

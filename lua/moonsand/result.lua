@@ -20,7 +20,7 @@ local M = {}
 ---@field signal? string "KILL"
 ---@field signal_number? integer
 ---@field timed_out boolean
----@field limit? string which limit was hit
+---@field limit? string which limit was hit: what ended it, or what the sandbox met while it ran
 ---@field stdout string
 ---@field stderr string
 ---@field truncated false|table<string, { at: integer, dropped: integer }>
@@ -56,7 +56,8 @@ Result.__tostring = function(r)
     r.timed_out and "" or (" after %.3f s"):format(r.duration), #r.stdout, #r.stderr)
 end
 
---- Which limit a signal stands for, when one was set that sends it.
+--- Which limit ended a program by a signal, when one was set that does. `exit.hit`: those limits of
+--- the sandbox that were hit while it ran.
 local function limit_hit(exit, limits)
   local signal = exit.signal_number
   if signal == signals.numbers.XCPU and limits.cpu_time then
@@ -66,7 +67,15 @@ local function limit_hit(exit, limits)
   elseif signal == signals.numbers.KILL and limits.cpu_time and not exit.reason
     and exit.usage and exit.usage.cpu_time >= limits.cpu_time then
     return "cpu_time"
+  elseif signal == signals.numbers.KILL and exit.hit and exit.hit.memory and not exit.reason then
+    return "memory"
   end
+end
+
+--- Which limit of the sandbox was hit while a program ran that ended by itself: it may be why.
+local function limit_met(exit)
+  local hit = exit.hit
+  return hit and (hit.memory and "memory" or hit.processes and "processes") or nil
 end
 
 local statuses = { timeout = "timed_out", output = "output_limit" }
@@ -85,7 +94,7 @@ function M.new(exit, streams, limits)
     signal_number = exit.signal_number,
     signal = exit.signal_number and signals.name(exit.signal_number),
     timed_out = exit.reason == "timeout",
-    limit = limit or exit.reason == "output" and "output" or nil,
+    limit = limit or exit.reason == "output" and "output" or limit_met(exit),
     pipes_held = exit.pipes_held,
     duration = exit.duration,
     pid = exit.pid,

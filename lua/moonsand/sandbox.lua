@@ -99,6 +99,9 @@ local function fail(self, message, code, detail)
 end
 
 local WAIT = { timeout = "number", cancel = "table" }
+local DETACH = {
+  lifetime = "number", idle_timeout = "number|boolean", timeout = "number", cancel = "table",
+}
 local VIEW = {
   cwd = "string",
   env = "table",
@@ -294,7 +297,7 @@ local CALLS = {
   interpreter = "interpreter", attach = "attach",
 }
 local PORTABLE = {
-  files = true, atomic_write = true, watch = true, ps = true, kill = true, metrics = true,
+  files = true, atomic_write = true, watch = true, grep = true, ps = true, kill = true, metrics = true,
   monitor = true, session = true,
 }
 
@@ -451,6 +454,29 @@ function Sandbox:close()
 end
 
 Sandbox.__close = Sandbox.close
+
+--- Lets it live without this process: others of the same user find it, with `moonsand.list` and
+--- `moonsand.connect`. Ends what does not run in the background; this handle is closed.
+---@param opts? { lifetime?: number, idle_timeout?: number|false, timeout?: number, cancel?: moonsand.Token }
+---@return true|nil ok, string? message, string? code, table? detail
+function Sandbox:detach(opts)
+  opts = options.check("box:detach", opts, DETACH)
+  check_open(self, "box:detach")
+  local core = self.core
+  if not core.driver.detach then
+    return fail(self, select(2, errors.fail("unsupported",
+      ("box:detach is not supported by the provider '%s'"):format(self.provider))))
+  end
+  local ok, message, code, detail = core.driver:detach(
+    { lifetime = opts.lifetime, idle_timeout = opts.idle_timeout },
+    { id = self.id, name = self.name, metadata = core.metadata, created_at = core.created_at },
+    loop.limits(opts))
+  if not ok then
+    return fail(self, message, code, detail)
+  end
+  mark_closed(core)
+  return true
+end
 
 --- Ends it and waits for the proof that nothing of it runs. Already gone is true.
 ---@param opts? { timeout?: number, cancel?: moonsand.Token }

@@ -184,6 +184,38 @@ static void lie_at_ready(int s) {
       SAY(s, MS_STARTED, 0, NULL, 7);
 }
 
+static void say_gap(int s, uint32_t id, uint32_t stream, uint64_t at, uint64_t length) {
+  char bytes[32];
+  ms_writer body = {.data = bytes, .capacity = sizeof bytes};
+  ms_put_u32(&body, stream);
+  ms_put_u64(&body, at);
+  ms_put_u64(&body, length);
+  say(s, MS_GAP, id, &body, NULL, 0);
+}
+
+/* About a program in the background, which has a number: after its pid, two words. */
+static void lie_about_log(int s, uint32_t id) {
+  if (is("gap-early"))
+    say_gap(s, id, 0, 0, 1);
+  SAY(s, MS_STARTED, id, NULL, 7, 1, 0);
+  if (is("gap-stream"))
+    say_gap(s, id, 2, 0, 1);
+  else if (is("gap-nothing"))
+    say_gap(s, id, 0, 0, 0);
+  else if (is("gap-wraps"))
+    say_gap(s, id, 0, UINT64_MAX, 2);
+  else if (is("gap-back"))
+    say_gap(s, id, 0, 10, 10), say_gap(s, id, 0, 19, 1);
+  else if (is("gap-late"))
+    say_exit(s, id, 7, 0, 0), say_gap(s, id, 0, 0, 1), say_gap(s, id + 1, 0, 0, 1);
+  else if (is("gap-short"))
+    SAY(s, MS_GAP, id, NULL, 0, 1);
+  else if (is("gap-flood"))
+    for (uint64_t i = 0; i < 200000; i++)
+      say_gap(s, id, 1, 2 * i, 1);
+  say_exit(s, id, 7, 0, 0);
+}
+
 static void lie_at_exec(int s, uint32_t id) {
   if (is("silent-later"))
     return;
@@ -237,6 +269,10 @@ static void lie_at_exec(int s, uint32_t id) {
     SAY(s, MS_STARTED, id, NULL, 7), say_exit(s, id, 7, 0, 0), say_exit(s, id, 7, 0, 0);
   else if (is("exit-other"))
     SAY(s, MS_STARTED, id, NULL, 7), say_exit(s, id, 999999, 0, 0);
+  else if (is("gap-foreground"))
+    SAY(s, MS_STARTED, id, NULL, 7), say_gap(s, id, 0, 0, 1);
+  else if (strncmp(mode, "gap-", 4) == 0)
+    lie_about_log(s, id);
   else if (is("return-uncalled"))
     SAY(s, MS_RETURN, id, NULL, 0);
   else if (is("flood-started")) {
@@ -299,7 +335,7 @@ static _Noreturn void agent(int s) {
       continue;
     if (received <= 0)
       _exit(0);
-    if (message.header.type == MS_EXEC)
+    if (message.header.type == MS_EXEC || message.header.type == MS_ATTACH)
       lie_at_exec(s, message.header.id);
     else if (message.header.type == MS_CALL)
       lie_at_call(s, message.header.id);

@@ -9,7 +9,11 @@
  *   filter.c   the system call filter
  *   setid.c    another, for those that write into directories of the host
  *   loop.c     the agent's life: requests in, exits out, timers
+ *   clients.c  who it serves: its host; after a detach, whoever of the same user connects
+ *   life.c     until when
+ *   keeper.c   another life of the program: removes the control groups that a host leaves behind
  *   exec.c     programs: starting, tagging, reaping, killing trees
+ *   log.c      what background programs write, for whoever looks
  *   files.c    the file calls, answered at once
  *   net.c      sockets on the sandbox's loopback, for the host
  *   paths.c    how both find files: absolute paths, no magic links, names in directories held open
@@ -31,6 +35,8 @@
 #define MS_UID 1000
 #define MS_GID 1000
 #define MS_USER "sandbox"
+/* The first word of an agent that bwrap starts. */
+#define MS_INSIDE "inside"
 #define MS_HOME "/workspace"
 
 /* The host drops to this uid and gid when it is root. */
@@ -44,7 +50,8 @@ typedef struct ms_config {
   const char *hostname;
   uint32_t allow_count; /* then as many strings: system calls to allow again */
   const char *allow[MS_ALLOW_MAX];
-  uint32_t mounts;   /* so many MS_MOUNTs follow on the agent's own socket */
+  uint32_t joins;    /* 1: an MS_JOIN follows on the agent's own socket */
+  uint32_t mounts;   /* then so many MS_MOUNTs */
   const char *bwrap; /* with MS_CREATE_BWRAP: where it is */
 } ms_config;
 
@@ -62,6 +69,10 @@ typedef struct ms_limits {
 #define MS_EXEC_MERGE 32u /* stderr goes where stdout goes */
 #define MS_EXEC_QUIET 64u /* no MS_STARTED: the end is all that matters */
 #define MS_EXEC_PTY 128u  /* the one file that follows is a terminal, for all three */
+/* It belongs to the sandbox, not to who started it. What it writes goes to a log; the files that
+ * follow for its output are a view of that (MS_ATTACH). */
+#define MS_EXEC_BACKGROUND 256u
+#define MS_EXEC_HEAD 512u /* the log keeps the first bytes, not the last */
 
 /* MS_EXEC's body, in this order. */
 typedef struct ms_exec {
@@ -70,8 +81,9 @@ typedef struct ms_exec {
   uint64_t timeout_ns, grace_ns; /* timeout 0: none */
   ms_limits limits;
   const char *cwd;
-  uint32_t argc; /* then as many strings */
-  uint32_t envc; /* then as many strings, NAME=value */
+  uint64_t log_size; /* of each stream; with MS_EXEC_BACKGROUND */
+  uint32_t argc;     /* then as many strings */
+  uint32_t envc;     /* then as many strings, NAME=value */
 } ms_exec;
 
 /* setup.c: the life of a fork in new namespaces. Sets itself up, waits for the MS_CREATE that makes
@@ -92,6 +104,10 @@ _Noreturn void ms_idmap_main(int socket, uid_t shown, gid_t shown_gid, uid_t uid
 int ms_await_create(int socket, int host_pidfd, ms_message *message);
 /* 0, or a negative errno and what is wrong with it. */
 int ms_config_read(ms_reader *body, ms_config *config, const char **stage);
+/* Goes into the groups of an MS_JOIN, if the config says that one comes. `apart`: they are made the
+ * root of all groups, which takes a capability. `flags`: what the message says. */
+int ms_join_groups(const ms_config *config, int socket, int host_pidfd, bool apart, uint32_t *flags,
+                   const char **stage);
 struct ms_mounts;
 /* The last steps, which need no privilege: makes itself unreachable, and installs the filters. */
 int ms_shut(const ms_config *config, uint16_t flags, const struct ms_mounts *mounts,
@@ -99,16 +115,38 @@ int ms_shut(const ms_config *config, uint16_t flags, const struct ms_mounts *mou
 /* Tells the host that there is no sandbox, and why. */
 _Noreturn void ms_give_up(int host, int error, const char *stage);
 
-/* loop.c: serves until the host is gone or the socket is closed. */
-_Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret, ms_message *message);
-/* Sends, or queues when the socket is full. Takes ownership of fd (-1: none). */
-void ms_agent_send(uint16_t type, uint32_t id, const ms_writer *body, int fd);
+/* setup.c: the next message of the host, before the agent is ready. 0 or a negative errno. */
+int ms_setup_receive(int socket, int host_pidfd, ms_message *message);
 
-/* exec.c */
+/* loop.c: serves until the host is gone, or the sandbox's time is over. */
+_Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret, ms_message *message);
+
+/* clients.c */
+typedef struct ms_client ms_client;
+/* Sends, or queues when the socket is full. Takes ownership of fd (-1: none). */
+void ms_client_send(ms_client *c, uint16_t type, uint32_t id, const ms_writer *body, int fd);
+/* Messages wait in its queue: nothing that has to come after them may be done now. */
+bool ms_client_busy(const ms_client *c);
+
+/* loop.c: does what one message says. */
+void ms_agent_handle(ms_client *from, ms_message *request);
+
+/* exec.c. An id is the client's own. */
 void ms_exec_init(uint64_t secret);
+/* From now on programs are told to go before the agent when memory runs out. */
+void ms_exec_expose(void);
 /* Starts what an MS_EXEC says; `fds` stay the caller's. Answers MS_STARTED or MS_REFUSED. */
-void ms_exec_start(uint32_t id, ms_reader *body, const int *fds, size_t fd_count);
-void ms_exec_signal(uint32_t id, uint32_t signal, uint32_t target, uint32_t reason);
+void ms_exec_start(ms_client *c, uint32_t id, ms_reader *body, const int *fds, size_t fd_count);
+/* Does what an MS_ATTACH says; the same. */
+void ms_exec_attach(ms_client *c, uint32_t id, ms_reader *body, const int *fds, size_t fd_count);
+void ms_exec_signal(const ms_client *c, uint32_t id, uint32_t signal, uint32_t target,
+                    uint32_t reason);
+/* MS_CALL_PROGRAMS. */
+void ms_exec_list(uint64_t after, ms_writer *reply);
+/* A client is no more: what it started ends, but for what runs in the background. */
+void ms_exec_leave(ms_client *c);
+/* The same, of all. */
+void ms_exec_end_foreground(void);
 /* Reaps, fires what is due, reports what is over. Call after SIGCHLD and when a timer is due. */
 void ms_exec_step(void);
 /* When ms_exec_step has to be called next at the latest (ms_clock_ns); UINT64_MAX: no need. */
@@ -124,6 +162,10 @@ int ms_files_call(ms_reader *body, ms_writer *reply, int *file);
 int ms_net_scope(void);
 /* MS_CALL_CONNECT and MS_CALL_LISTEN. 0 or a negative errno; `file` then is a socket. */
 int ms_net_call(uint32_t op, uint32_t flags, uint64_t port, ms_writer *reply, int *file);
+
+/* keeper.c: argv is a prefix of names. Returns the exit status at once; what has
+ * to be done is done by a child that nobody has to wait for. */
+int ms_keeper_main(int argc, char **argv);
 
 /* worker.c: the built-in programs, run in a fork of the agent with its own stdio; returns the exit
  * status. argv[0] is the name. */

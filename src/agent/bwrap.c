@@ -62,12 +62,16 @@ static int tell_mount(int socket, const ms_mount *mount) {
 
 /* Tells the agent to be what this process was told. The other end of a socket, or a negative errno.
  */
-static int tell(const ms_message *message, int host, const ms_mounts *mounts) {
+static int tell(const ms_message *message, const ms_config *config, int host, uint32_t joined,
+                const ms_mounts *mounts) {
+  const ms_header join = {.type = MS_JOIN};
   int pair[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
     return -errno;
   const ms_reader *body = &message->body;
   int error = ms_send(pair[0], &message->header, body->data, body->length, &host, 1);
+  if (error == 0 && config->joins) /* done already; but the agent has to know for what */
+    error = ms_send(pair[0], &join, &joined, sizeof joined, NULL, 0);
   for (uint32_t i = 0; i < mounts->count && error == 0; i++)
     error = tell_mount(pair[0], &mounts->all[i]);
   close(pair[0]);
@@ -96,7 +100,7 @@ static void put_words(ms_words *w, const ms_config *config, uint16_t flags,
       MS_WORDS(w, mount->flags & MS_MOUNT_READ_ONLY ? "--ro-bind" : "--bind", mount->source,
                mount->target);
   }
-  MS_WORDS(w, "--", "/proc/self/fd/5"); /* PROGRAM, by a path that every sandbox has */
+  MS_WORDS(w, "--", "/proc/self/fd/5", MS_INSIDE); /* PROGRAM, by a path that every sandbox has */
   for (int i = 0; i < NAMESPACES; i++)
     ms_words_number(w, namespace_number(namespaces[i]));
 }
@@ -150,6 +154,7 @@ _Noreturn void ms_bwrap_main(int zygote_socket, int host_pidfd, uint16_t flags,
                              ms_message *message) {
   static ms_mounts mounts;
   ms_config config;
+  uint32_t joined = 0;
   const char *stage = "";
   int host = ms_await_create(zygote_socket, host_pidfd, message);
   int error = ms_config_read(&message->body, &config, &stage);
@@ -157,6 +162,8 @@ _Noreturn void ms_bwrap_main(int zygote_socket, int host_pidfd, uint16_t flags,
     stage = "files";
     error = -EPROTO;
   }
+  if (!error)
+    error = ms_join_groups(&config, host, host_pidfd, false, &joined, &stage);
   if (!error) {
     stage = mounts.stage;
     error = ms_mounts_receive(&mounts, config.mounts, host, host_pidfd);
@@ -164,7 +171,7 @@ _Noreturn void ms_bwrap_main(int zygote_socket, int host_pidfd, uint16_t flags,
   int told = error;
   if (!error) {
     stage = "files";
-    told = error = tell(message, host, &mounts);
+    told = error = tell(message, &config, host, joined, &mounts);
   }
   if (told >= 0)
     error = become_bwrap(&config, flags, &mounts, told, host_pidfd, message->fds[1], &stage);
@@ -227,8 +234,12 @@ static int become_agent(const ms_config *config, uint16_t flags, char **host_nam
     error = check_root(config->disk, stage);
   if (error)
     return error;
-  *stage = mounts->stage;
-  error = ms_mounts_receive(mounts, config->mounts, TOLD, HOST_PIDFD);
+  uint32_t joined;
+  error = ms_join_groups(config, TOLD, HOST_PIDFD, false, &joined, stage);
+  if (!error) {
+    *stage = mounts->stage;
+    error = ms_mounts_receive(mounts, config->mounts, TOLD, HOST_PIDFD);
+  }
   if (!error)
     error = ms_mounts_verify(mounts);
   close(TOLD);

@@ -8,8 +8,9 @@
  * passes of "kill all that is tagged" come to an end even against a fork bomb.
  *
  * An exec is over when its first process was reaped and nothing with its tag is left (or, with
- * MS_EXEC_LEAVE, at once). Only then the host is told. */
-#include "agent.h"
+ * MS_EXEC_LEAVE, at once). Only then is told who started it. What runs in the background belongs to
+ * nobody: those who look at its log are told. */
+#include "log.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -28,6 +29,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #ifdef __SANITIZE_ADDRESS__
@@ -38,18 +40,28 @@
 
 #define PASS_INTERVAL_NS UINT64_C(1000000)
 /* How long a child may take to become its program, while others run that may hinder it. */
+/* What is known of programs that are over: how many, and how much their logs may hold together. */
+enum { OVER_MAX = 100 };
+#define OVER_BYTES (UINT64_C(64) * 1024 * 1024)
 enum { START_ROUNDS = 100, START_ROUND_MS = 20 };
 /* Of the stack on which a child runs before its exec. */
 enum { CHILD_STACK = 16 * 1024 };
 /* Where the numbered entries of a /proc directory stream begin. */
 #define PROC_FIRST_PID 256
+/* More than the zygote's own, which the agent keeps. */
+#define EXPOSED_SCORE "600"
 
 typedef struct exec {
   struct exec *next;
-  uint32_t id;
-  pid_t pid; /* of the first process */
+  ms_client *client; /* NULL: nobody's, or nobody wants to hear of it any more */
+  uint32_t id;       /* the client's */
+  ms_log *log;       /* owned; NULL: not in the background */
+  char *words;       /* owned: its command, as of ms_program; NULL: it is a worker */
+  size_t words_length;
+  uint64_t started_us; /* since 1970 */
+  pid_t pid;           /* of the first process */
   uint32_t flags;
-  uint64_t tag;
+  uint64_t tag; /* its number */
   uint64_t started_ns;
   uint64_t deadline_ns; /* the timeout, then the end of the grace; UINT64_MAX: none */
   uint64_t grace_ns;
@@ -60,12 +72,18 @@ typedef struct exec {
 } exec;
 
 static exec *execs;
+static exec *over; /* programs, the last first */
 static uint64_t last_tag, secret;
 static int proc_fd = -1;
+static bool exposed; /* programs are more likely than we are to be killed for memory */
 
 void ms_exec_init(uint64_t own_secret) {
   secret = own_secret;
   proc_fd = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+void ms_exec_expose(void) {
+  exposed = true;
 }
 
 /* Tags ---------------------------------------------------------------------------------------- */
@@ -260,6 +278,20 @@ static void await_report(int fd, pid_t pid) {
   child_failure.what = "start";
 }
 
+/* The kernel is to choose a program, not us, when the sandbox's memory is used up. Done from here:
+ * before its exec the child's memory is ours, and so would the value be. */
+static void expose(pid_t pid) {
+  char path[40];
+  snprintf(path, sizeof path, "%d/oom_score_adj", (int)pid);
+  int fd = openat(proc_fd, path, O_WRONLY | O_CLOEXEC);
+  if (fd < 0)
+    return;
+  if (write(fd, EXPOSED_SCORE, strlen(EXPOSED_SCORE)) < 0) {
+    /* Then the larger of us goes, which is hardly the agent. */
+  }
+  close(fd);
+}
+
 /* A process, or -1 and child_failure. A program's child shares our memory until its exec, for
  * speed, with a stack of its own in this frame; not by vfork, whose caller cannot be woken while
  * somebody inside keeps the child stopped. A worker goes on with a copy. */
@@ -284,6 +316,8 @@ static pid_t spawn(const ms_exec *e, const int *stdio, uint64_t tag, char *const
   close(report[1]);
   if (pid > 0)
     await_report(report[0], pid);
+  if (exposed && pid > 0 && !child_failure.error)
+    expose(pid);
   close(report[0]);
   ASAN_UNPOISON_MEMORY_REGION(stack, sizeof stack); /* the child's frames never return */
   return pid;                                       /* one that failed is reaped like any other */
@@ -322,6 +356,7 @@ static void read_exec(ms_reader *body, ms_exec *e) {
   e->limits.file_size = ms_get_u64(body);
   e->limits.processes = ms_get_u64(body);
   e->cwd = ms_get_str(body);
+  e->log_size = ms_get_u64(body);
 }
 
 /* Deals the files that came along to 0, 1 and 2, as the flags say. */
@@ -345,59 +380,146 @@ static bool deal_stdio(const ms_exec *e, const int *fds, size_t count, int *stdi
   return next == count;
 }
 
-static void refuse(uint32_t id, int error, const char *what) {
+static void refuse(ms_client *c, uint32_t id, int error, const char *what) {
   char text[64];
   ms_writer body = {.data = text, .capacity = sizeof text};
   ms_put_u32(&body, (uint32_t)error);
   ms_put_str(&body, what);
-  ms_agent_send(MS_REFUSED, id, &body, -1);
+  ms_client_send(c, MS_REFUSED, id, &body, -1);
 }
 
-static void announce(uint32_t id, pid_t pid) {
-  char text[8];
+static void announce(ms_client *c, uint32_t id, const exec *x) {
+  char text[16];
   ms_writer body = {.data = text, .capacity = sizeof text};
-  ms_put_u32(&body, (uint32_t)pid);
-  ms_agent_send(MS_STARTED, id, &body, -1);
+  ms_put_u32(&body, (uint32_t)x->pid);
+  if (x->log)
+    ms_put_u64(&body, x->tag);
+  ms_client_send(c, MS_STARTED, id, &body, -1);
 }
 
-void ms_exec_start(uint32_t id, ms_reader *body, const int *fds, size_t fd_count) {
+static void free_exec(exec *x) {
+  if (x->log)
+    ms_log_free(x->log);
+  free(x->words);
+  free(x);
+}
+
+/* The words of a command, as many as are told. */
+static bool keep_words(exec *x, char *const *argv) {
+  size_t length = 0, most = MS_PROGRAM_WORDS_MAX;
+  for (char *const *word = argv; *word && length < most; word++)
+    length += strnlen(*word, most - length) + 1;
+  x->words_length = length < most ? length : most;
+  x->words = malloc(x->words_length);
+  if (!x->words)
+    return false;
+  for (size_t at = 0; at < x->words_length; at += strlen(x->words + at) + 1) {
+    size_t room = x->words_length - at - 1, wanted = strlen(*argv);
+    memcpy(x->words + at, *argv, wanted < room ? wanted : room);
+    x->words[at + (wanted < room ? wanted : room)] = '\0';
+    argv++;
+  }
+  return true;
+}
+
+/* Puts a log behind the program's output, and its starter in front of it: what came along for 1 and
+ * 2 is the starter's view. Files in `stdio` from then on are ours to close. 0 or a positive errno.
+ */
+static int put_log(exec *x, const ms_exec *e, ms_client *c, uint32_t id, int *stdio) {
+  int view[2] = {-1, -1}, error = 0;
+  const uint64_t since[2] = {0, 0};
+  x->log = ms_log_new(e->log_size, e->flags & MS_EXEC_HEAD);
+  for (int i = 0; i < 2; i++) {
+    if (!(e->flags & (i == 0 ? MS_EXEC_STDOUT : MS_EXEC_STDERR)))
+      continue;
+    view[i] = x->log && !error ? fcntl(stdio[i + 1], F_DUPFD_CLOEXEC, 3) : -1;
+    stdio[i + 1] = x->log && !error ? ms_log_pipe(x->log, i) : -1;
+    if (stdio[i + 1] < 0 && !error)
+      error = x->log ? -stdio[i + 1] : ENOMEM;
+  }
+  if (e->flags & MS_EXEC_MERGE)
+    stdio[2] = stdio[1];
+  if (!x->log)
+    return ENOMEM;
+  int viewed = ms_log_view(x->log, c, id, view, since, false);
+  return error ? error : -viewed;
+}
+
+static void close_log_pipes(const ms_exec *e, const int *stdio) {
+  if (e->flags & MS_EXEC_STDOUT && stdio[1] >= 0)
+    close(stdio[1]);
+  if (e->flags & MS_EXEC_STDERR && stdio[2] >= 0)
+    close(stdio[2]);
+}
+
+static uint64_t microseconds_since_1970(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  return (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u;
+}
+
+/* Makes a process of it. 0, or a positive errno and what could not be had. */
+static int begin(exec *x, const ms_exec *e, ms_client *c, int *stdio, char *const *argv,
+                 char *const *envp, const char **what) {
+  const bool background = e->flags & MS_EXEC_BACKGROUND;
+  *what = "memory";
+  if (!(e->flags & MS_EXEC_WORKER) && !keep_words(x, argv))
+    return ENOMEM;
+  *what = "log";
+  int error = background ? put_log(x, e, c, x->id, stdio) : 0;
+  if (!error) {
+    x->pid = spawn(e, stdio, x->tag, argv, envp);
+    error = child_failure.error;
+    *what = child_failure.what;
+  }
+  if (background)
+    close_log_pipes(e, stdio);
+  return error;
+}
+
+void ms_exec_start(ms_client *c, uint32_t id, ms_reader *body, const int *fds, size_t fd_count) {
   ms_exec e = {0};
   char **argv = NULL, **envp = NULL;
   int stdio[3];
+  const char *what;
   read_exec(body, &e);
   exec *x = calloc(1, sizeof *x);
   if (!x || !read_vectors(body, &e, &argv, &envp) || !ms_get_end(body) ||
       !deal_stdio(&e, fds, fd_count, stdio)) {
-    refuse(id, EPROTO, "request");
+    refuse(c, id, EPROTO, "request");
     free(argv);
     free(x);
     return;
   }
   uint64_t now = ms_clock_ns();
-  *x = (exec){.next = execs,
+  const bool background = e.flags & MS_EXEC_BACKGROUND;
+  *x = (exec){.client = background ? NULL : c,
               .id = id,
               .flags = e.flags,
               .tag = ++last_tag,
+              .started_us = microseconds_since_1970(),
               .started_ns = now,
               .deadline_ns = e.timeout_ns ? now + e.timeout_ns : UINT64_MAX,
               .grace_ns = e.grace_ns};
-  x->pid = spawn(&e, stdio, x->tag, argv, envp);
+  int error = begin(x, &e, c, stdio, argv, envp, &what);
   free(argv);
-  if (child_failure.error) {
-    refuse(id, child_failure.error, child_failure.what);
-    free(x);
+  if (error) {
+    refuse(c, id, error, what);
+    free_exec(x);
     return;
   }
+  x->next = execs;
   execs = x;
   if (!(e.flags & MS_EXEC_QUIET))
-    announce(id, x->pid);
+    announce(c, id, x);
 }
 
 /* Ending -------------------------------------------------------------------------------------- */
 
-static exec *find(uint32_t id) {
+/* What a client means by an id: what it started, or looks at. */
+static exec *find(const ms_client *c, uint32_t id) {
   for (exec *x = execs; x; x = x->next)
-    if (x->id == id)
+    if (x->log ? ms_log_viewed(x->log, c, id) : x->client == c && x->id == id)
       return x;
   return NULL;
 }
@@ -410,8 +532,9 @@ static void kill_tree(exec *x, uint32_t reason) {
   signal_tree(x->tag, SIGKILL);
 }
 
-void ms_exec_signal(uint32_t id, uint32_t number, uint32_t target, uint32_t reason) {
-  exec *x = find(id);
+void ms_exec_signal(const ms_client *c, uint32_t id, uint32_t number, uint32_t target,
+                    uint32_t reason) {
+  exec *x = find(c, id);
   if (!x || number == 0 || number > (uint32_t)SIGRTMAX)
     return;
   if (number == SIGKILL && target == MS_TARGET_TREE)
@@ -497,13 +620,46 @@ static bool is_over(exec *x, bool children_left) {
          signal_tree(x->tag, SIGKILL) == 0;
 }
 
-static void report(const exec *x) {
+/* Lets go of what is known of programs that were over long ago, or have much to remember. */
+static void forget_some(void) {
+  uint64_t bytes = 0;
+  size_t count = 0;
+  for (exec **at = &over; *at;) {
+    exec *x = *at;
+    bytes += x->log ? ms_log_memory(x->log) : 0;
+    if (++count <= OVER_MAX && (bytes <= OVER_BYTES || count == 1)) {
+      at = &x->next;
+      continue;
+    }
+    *at = x->next;
+    free_exec(x);
+  }
+}
+
+static void report(exec *x) {
   char text[128];
   ms_writer body = {.data = text, .capacity = sizeof text};
   ms_exit e = x->exit;
   e.reason = x->reason;
   ms_put_exit(&body, &e);
-  ms_agent_send(MS_EXITED, x->id, &body, -1);
+  if (x->log)
+    ms_log_tell_end(x->log, MS_EXITED, &body);
+  else if (x->client)
+    ms_client_send(x->client, MS_EXITED, x->id, &body, -1);
+}
+
+static void end(exec *x) {
+  if (x->log)
+    ms_log_end(x->log);
+  report(x);
+  x->client = NULL;
+  if (!x->words) {
+    free_exec(x);
+    return;
+  }
+  x->next = over;
+  over = x;
+  forget_some();
 }
 
 void ms_exec_step(void) {
@@ -525,9 +681,24 @@ void ms_exec_step(void) {
       at = &x->next;
       continue;
     }
-    report(x);
     *at = x->next;
-    free(x);
+    end(x);
+  }
+}
+
+void ms_exec_end_foreground(void) {
+  for (exec *x = execs; x; x = x->next)
+    if (!x->log)
+      kill_tree(x, MS_REASON_CLOSE);
+}
+
+void ms_exec_leave(ms_client *c) {
+  ms_log_forget(c);
+  for (exec *x = execs; x; x = x->next) {
+    if (x->log || x->client != c)
+      continue;
+    x->client = NULL;
+    kill_tree(x, MS_REASON_CLOSE);
   }
 }
 
@@ -540,4 +711,94 @@ uint64_t ms_exec_deadline(void) {
       deadline = x->deadline_ns;
   }
   return deadline;
+}
+
+/* Looking at them ------------------------------------------------------------------------------ */
+
+static exec *find_number(uint64_t number) {
+  for (exec *x = execs; x; x = x->next)
+    if (x->tag == number)
+      return x;
+  for (exec *x = over; x; x = x->next)
+    if (x->tag == number)
+      return x;
+  return NULL;
+}
+
+static bool is_over_now(const exec *x) {
+  for (const exec *each = over; each; each = each->next)
+    if (each == x)
+      return true;
+  return false;
+}
+
+void ms_exec_attach(ms_client *c, uint32_t id, ms_reader *body, const int *fds, size_t fd_count) {
+  uint64_t number = ms_get_u64(body);
+  uint64_t since[2] = {ms_get_u64(body), ms_get_u64(body)};
+  uint32_t once = ms_get_u32(body);
+  int view[2];
+  if (!ms_get_end(body) || fd_count != 2) {
+    refuse(c, id, EPROTO, "request");
+    return;
+  }
+  exec *x = find_number(number);
+  if (!x || !x->log) {
+    refuse(c, id, ENOENT, "id");
+    return;
+  }
+  if (since[0] > ms_log_total(x->log, 0) || since[1] > ms_log_total(x->log, 1)) {
+    refuse(c, id, EINVAL, "since");
+    return;
+  }
+  for (int i = 0; i < 2; i++)
+    view[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, 3);
+  if (ms_log_view(x->log, c, id, view, since, once) < 0) {
+    refuse(c, id, ENOMEM, "memory");
+    return;
+  }
+  announce(c, id, x);
+  if (is_over_now(x))
+    report(x);
+  else
+    ms_log_give(x->log);
+}
+
+static void put_row(const exec *x, bool running, ms_writer *reply) {
+  ms_put_program(reply, &(ms_program){.number = x->tag,
+                                      .pid = (uint32_t)x->pid,
+                                      .running = running,
+                                      .background = x->log != NULL,
+                                      .status = running ? 0 : x->exit.status,
+                                      .started_us = x->started_us,
+                                      .words = x->words,
+                                      .words_length = x->words_length});
+}
+
+/* The program with the smallest number beyond `after`; NULL: none. */
+static const exec *next_program(uint64_t after, bool *running) {
+  const exec *found = NULL;
+  const exec *lists[2] = {execs, over};
+  for (int i = 0; i < 2; i++)
+    for (const exec *x = lists[i]; x; x = x->next)
+      if (x->words && x->tag > after && (!found || x->tag < found->tag)) {
+        found = x;
+        *running = i == 0;
+      }
+  return found;
+}
+
+void ms_exec_list(uint64_t after, ms_writer *reply) {
+  const size_t start = reply->length;
+  uint32_t count = 0, more = 0;
+  bool running = false;
+  ms_put_u32(reply, 0);
+  for (const exec *x; (x = next_program(after, &running)); after = x->tag, count++) {
+    if (reply->capacity - reply->length < MS_PROGRAM_WORDS_MAX + 64) {
+      more = 1;
+      break;
+    }
+    put_row(x, running, reply);
+  }
+  ms_put_u32(reply, more);
+  memcpy(reply->data + start, &count, sizeof count);
 }

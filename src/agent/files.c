@@ -9,6 +9,7 @@
 #include "../place.h"
 #include "../walk.h"
 #include "agent.h"
+#include "life.h"
 #include "paths.h"
 #include "ps.h"
 
@@ -351,6 +352,14 @@ int ms_files_call(ms_reader *body, ms_writer *reply, int *file) {
     return ms_ps_sample(c.a, reply);
   case MS_CALL_USAGE:
     return ms_ps_usage(reply);
+  case MS_CALL_PROGRAMS:
+    ms_exec_list(c.a, reply);
+    return 0;
+  case MS_CALL_DETACH:
+    return ms_life_detach(c.a, c.b, came);
+  case MS_CALL_LIFE:
+    ms_life_set(c.flags, c.a, c.b);
+    return 0;
   default:
     return -ENOSYS;
   }

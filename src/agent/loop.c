@@ -1,7 +1,8 @@
-/* The agent's life: one poll over the host's socket, SIGCHLD and the host's pidfd. Never blocks on
- * the host: what the socket does not take waits in a queue, whose length the host's own requests
- * bound. */
-#include "agent.h"
+/* The agent's day: one poll over its clients, SIGCHLD, the host's pidfd and the pipes of background
+ * programs. It never blocks on any of them. */
+#include "clients.h"
+#include "life.h"
+#include "log.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,24 +15,10 @@
 #include <time.h>
 #include <unistd.h>
 
-/* Requests handled before exits and timers have their turn. */
-enum { REQUESTS_PER_TURN = 32 };
-
-static int host = -1; /* the host's socket */
-static ms_outbox outbox;
-
 uint64_t ms_clock_ns(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
   return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-/* Out ----------------------------------------------------------------------------------------- */
-
-void ms_agent_send(uint16_t type, uint32_t id, const ms_writer *body, int fd) {
-  ms_header header = {.type = type, .id = id};
-  if (ms_outbox_send(&outbox, host, &header, body->data, body->length, &fd, fd >= 0) == -ENOMEM)
-    _exit(1); /* better no sandbox than one whose exits get lost */
 }
 
 /* In ------------------------------------------------------------------------------------------ */
@@ -56,7 +43,7 @@ static char *read_long_body(ms_message *request) {
   return text;
 }
 
-static void answer_call(uint32_t id, ms_reader *body, int came) {
+static void answer_call(ms_client *c, uint32_t id, ms_reader *body, int came) {
   static char text[MS_WIRE_MAX / 2];
   ms_writer reply = {.data = text, .capacity = sizeof text};
   int fd = came;
@@ -72,34 +59,43 @@ static void answer_call(uint32_t id, ms_reader *body, int came) {
       close(fd);
     fd = -1;
   }
-  ms_agent_send(MS_RETURN, id, &reply, fd);
+  ms_client_send(c, MS_RETURN, id, &reply, fd);
 }
 
-static void handle(ms_message *request) {
+void ms_agent_handle(ms_client *from, ms_message *request) {
   char *long_body = NULL;
   if (request->header.flags & MS_IN_FILE)
     long_body = read_long_body(request);
   ms_reader *body = &request->body;
+  const uint32_t id = request->header.id;
   switch (request->header.type) {
   case MS_EXEC:
-    ms_exec_start(request->header.id, body, request->fds, request->fd_count);
+    ms_exec_start(from, id, body, request->fds, request->fd_count);
+    break;
+  case MS_ATTACH:
+    ms_exec_attach(from, id, body, request->fds, request->fd_count);
+    break;
+  case MS_LEAVE:
+    ms_log_leave(from, id);
     break;
   case MS_SIGNAL: {
     uint32_t number = ms_get_u32(body), target = ms_get_u32(body), reason = ms_get_u32(body);
-    ms_exec_signal(request->header.id, number, target, reason);
+    ms_exec_signal(from, id, number, target, reason);
     break;
   }
   case MS_CALL:
-    answer_call(request->header.id, body, request->fd_count > 0 ? request->fds[0] : -1);
+    answer_call(from, id, body, request->fd_count > 0 ? request->fds[0] : -1);
     break;
   }
   free(long_body);
 }
 
-/* ---------------------------------------------------------------------------------------------- */
+/* Out of it ----------------------------------------------------------------------------------- */
 
 static int poll_timeout(void) {
-  uint64_t deadline = ms_exec_deadline();
+  uint64_t deadline = ms_exec_deadline(), life = ms_life_deadline();
+  if (life < deadline)
+    deadline = life;
   if (deadline == UINT64_MAX)
     return -1;
   uint64_t now = ms_clock_ns();
@@ -109,49 +105,54 @@ static int poll_timeout(void) {
   return ms > 3600000 ? 3600000 : (int)ms;
 }
 
-static int become_ready(void) {
+static int shut_standard_files(void) {
   int null = open("/dev/null", O_RDWR | O_CLOEXEC);
   for (int fd = 0; fd < 3 && null >= 0; fd++)
     if (dup2(null, fd) < 0)
       return -1;
-  int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-  if (null < 0 || root < 0)
-    return -1;
-  close(null);
-  ms_agent_send(MS_READY, 0, &(ms_writer){0}, root);
-  return 0;
+  return null < 0 ? -1 : close(null);
+}
+
+/* The list for poll: first what is always there. */
+enum { SIGNALS, HOST, FIRST };
+static struct pollfd *events; /* owned */
+static size_t event_room;
+
+static size_t watch(int signals) {
+  size_t clients = ms_clients_files(), count = FIRST + clients + ms_log_files();
+  if (count > event_room) {
+    struct pollfd *grown = realloc(events, 2 * count * sizeof *grown);
+    if (!grown)
+      _exit(1);
+    events = grown;
+    event_room = 2 * count;
+  }
+  events[SIGNALS] = (struct pollfd){.fd = signals, .events = POLLIN};
+  events[HOST] = (struct pollfd){.fd = ms_life_host(), .events = POLLIN};
+  ms_clients_watch(events, FIRST);
+  ms_log_watch(events, FIRST + clients);
+  return count;
 }
 
 _Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret, ms_message *request) {
-  host = socket;
   sigset_t chld;
   sigemptyset(&chld);
   sigaddset(&chld, SIGCHLD);
   int signals = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);
   ms_exec_init(secret);
-  if (signals < 0 || become_ready() < 0)
+  ms_life_init(host_pidfd);
+  if (signals < 0 || shut_standard_files() < 0 || ms_clients_init(socket) < 0)
     _exit(1);
-  struct pollfd events[] = {{.fd = host, .events = POLLIN},
-                            {.fd = signals, .events = POLLIN},
-                            {.fd = host_pidfd, .events = POLLIN}};
   for (;;) {
-    events[0].events = outbox.first ? POLLIN | POLLOUT : POLLIN;
-    if (poll(events, 3, poll_timeout()) < 0)
+    ms_life_check();
+    size_t count = watch(signals);
+    if (poll(events, count, poll_timeout()) < 0)
       continue;
-    if (events[2].revents)
+    if (events[HOST].revents)
       _exit(0);
-    if (events[0].revents & POLLOUT)
-      ms_outbox_flush(&outbox, host);
-    for (int i = 0; i < REQUESTS_PER_TURN && (events[0].revents & (POLLIN | POLLHUP)); i++) {
-      int received = ms_receive(host, request);
-      if (received == -EAGAIN)
-        break;
-      if (received <= 0)
-        _exit(0);
-      handle(request);
-      ms_close_fds(request);
-    }
-    if (events[1].revents) {
+    ms_log_serve(events);
+    ms_clients_serve(events, request);
+    if (events[SIGNALS].revents) {
       struct signalfd_siginfo drained[16];
       while (read(signals, drained, sizeof drained) > 0)
         continue;

@@ -7,7 +7,7 @@
  * is made, while the host is busy with the first.
  *
  * It is started with an empty environment and these files: 0 to 2 /dev/null, 3 its socket to the
- * host, 4 the host's pidfd. */
+ * host, 4 the host's pidfd. With arguments the program is the keeper instead (keeper.c). */
 #include "agent.h"
 
 #include <errno.h>
@@ -273,9 +273,23 @@ static void zygote_idmap(const zygote *z) {
   }
 }
 
+/* A sandbox that lives without the host. It stays our child, and is reaped like any. */
+static void zygote_release(zygote *z) {
+  uint32_t pid = ms_get_u32(&request.body);
+  if (!ms_get_end(&request.body))
+    return;
+  forget_child(z, (pid_t)pid);
+  struct pollfd room = {.fd = HOST_SOCKET, .events = POLLOUT};
+  ms_header header = {.type = MS_RELEASE, .id = request.header.id};
+  while (ms_send(HOST_SOCKET, &header, &pid, sizeof pid, NULL, 0) == -EAGAIN)
+    poll(&room, 1, -1);
+}
+
 int main(int argc, char **argv) {
+  if (argc > 1 && strcmp(argv[1], MS_INSIDE) == 0)
+    ms_bwrapped_main(argv + 2, &request);
   if (argc > 1)
-    ms_bwrapped_main(argv + 1, &request);
+    return ms_keeper_main(argc - 1, argv + 1);
   zygote z = {0};
   if (zygote_prepare(&z) < 0)
     return 1;
@@ -299,6 +313,8 @@ int main(int argc, char **argv) {
       zygote_end(&z);
     if (request.header.type == MS_CREATE)
       zygote_create(&z);
+    if (request.header.type == MS_RELEASE)
+      zygote_release(&z);
     if (request.header.type == MS_IDMAP)
       zygote_idmap(&z);
     ms_close_fds(&request);

@@ -54,26 +54,13 @@ static int take(ms_mount *to, ms_message *message) {
   return to->source && to->target ? 0 : -ENOMEM;
 }
 
-static int receive_one(int socket, int host_pidfd, ms_message *message) {
-  struct pollfd events[] = {{.fd = socket, .events = POLLIN}, {.fd = host_pidfd, .events = POLLIN}};
-  for (;;) {
-    if (poll(events, 2, -1) < 0)
-      continue;
-    int received = events[1].revents ? 0 : ms_receive(socket, message);
-    if (received == 0)
-      _exit(0); /* nobody is waiting for this any more */
-    if (received != -EAGAIN)
-      return received < 0 ? received : 0;
-  }
-}
-
 int ms_mounts_receive(ms_mounts *m, uint32_t count, int socket, int host_pidfd) {
   if (count == 0)
     return 0;
   ms_message *message = count > MS_MOUNTS_MAX ? NULL : malloc(sizeof *message);
   int error = message ? 0 : -ENOMEM;
   while (error == 0 && m->count < count) {
-    error = receive_one(socket, host_pidfd, message);
+    error = ms_setup_receive(socket, host_pidfd, message);
     if (error == 0)
       error = take(&m->all[m->count], message);
     if (error == 0)

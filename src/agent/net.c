@@ -54,14 +54,17 @@ static int connect_loopback(int family, uint16_t port, int *file) {
   return 0;
 }
 
-/* Port 0 lets the kernel choose; the answer is the port. */
+/* Port 0 lets the kernel choose; the answer is the port. Connections of a listener that is gone are
+ * no hindrance. */
 static int listen_loopback(int family, uint16_t port, ms_writer *reply, int *file) {
   loopback address;
   socklen_t size = loopback_at(&address, family, port);
   int fd = socket(family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP);
+  const int yes = 1;
   if (fd < 0)
     return -errno;
-  if (bind(fd, &address.any, size) < 0 || listen(fd, BACKLOG) < 0 ||
+  if (setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes) < 0 ||
+      bind(fd, &address.any, size) < 0 || listen(fd, BACKLOG) < 0 ||
       getsockname(fd, &address.any, &size) < 0)
     return failed(fd);
   ms_put_u32(reply, ntohs(family == AF_INET6 ? address.v6.sin6_port : address.v4.sin_port));

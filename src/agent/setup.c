@@ -13,7 +13,9 @@
 #include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sched.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
@@ -139,6 +141,7 @@ int ms_config_read(ms_reader *body, ms_config *config, const char **stage) {
   config->allow_count = ms_get_u32(body);
   for (uint32_t i = 0; i < config->allow_count && i < MS_ALLOW_MAX; i++)
     config->allow[i] = ms_get_str(body);
+  config->joins = ms_get_u32(body);
   config->mounts = ms_get_u32(body);
   config->bwrap = ms_get_str(body);
   *stage = "version";
@@ -166,6 +169,55 @@ int ms_await_create(int socket, int host_pidfd, ms_message *message) {
   }
 }
 
+int ms_setup_receive(int socket, int host_pidfd, ms_message *message) {
+  struct pollfd events[] = {{.fd = socket, .events = POLLIN}, {.fd = host_pidfd, .events = POLLIN}};
+  for (;;) {
+    if (poll(events, 2, -1) < 0)
+      continue;
+    int received = events[1].revents ? 0 : ms_receive(socket, message);
+    if (received == 0)
+      _exit(0); /* nobody is waiting for this any more */
+    if (received != -EAGAIN)
+      return received < 0 ? received : 0;
+  }
+}
+
+/* Into the groups that the host made, whose entrances it opened: the kernel asks for its rights,
+ * not ours. From inside they are the root of all groups. */
+static int enter_groups(ms_message *message, bool apart, uint32_t *flags) {
+  *flags = ms_get_u32(&message->body);
+  if (message->header.type != MS_JOIN || !ms_get_end(&message->body))
+    return -EPROTO;
+  for (size_t i = 0; i < message->fd_count; i++)
+    if (write(message->fds[i], "0", 1) < 0)
+      return -errno;
+  if (apart && syscall(SYS_unshare, CLONE_NEWCGROUP) < 0)
+    return -errno;
+  if (*flags & MS_JOIN_MEMORY) {
+    /* Where root set the value it cannot be lowered; then programs alone make the difference. */
+    ms_write_text("/proc/self/oom_score_adj", "0", 0);
+    ms_exec_expose();
+  }
+  return 0;
+}
+
+int ms_join_groups(const ms_config *config, int socket, int host_pidfd, bool apart, uint32_t *flags,
+                   const char **stage) {
+  if (!config->joins)
+    return 0;
+  *stage = "cgroup";
+  ms_message *message = malloc(sizeof *message);
+  if (!message)
+    return -ENOMEM;
+  int error = ms_setup_receive(socket, host_pidfd, message);
+  if (!error) {
+    error = enter_groups(message, apart, flags);
+    ms_close_fds(message);
+  }
+  free(message);
+  return error;
+}
+
 /* What is mounted: told, and cloned where the host could not. */
 static int take_mounts(ms_mounts *mounts, const ms_config *config, int host, int host_pidfd,
                        bool sighted, const char **stage) {
@@ -189,6 +241,7 @@ _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid
   static ms_mounts mounts;
   ms_config config;
   uint64_t secret = 0;
+  uint32_t joined;
   const char *stage = "";
   bool sighted = flags & MS_CREATE_MOUNTS; /* it sees the host's until it has what it is to show */
   int error = sighted ? 0 : prepare(uid, gid, flags, NULL, &stage);
@@ -202,6 +255,8 @@ _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid
   else if (error)
     stage = prepared;
   else
+    error = ms_join_groups(&config, host, host_pidfd, true, &joined, &stage);
+  if (!error)
     error = take_mounts(&mounts, &config, host, host_pidfd, sighted, &stage);
   if (!error && sighted)
     error = prepare(uid, gid, flags, ms_mounts_root(&mounts), &stage);

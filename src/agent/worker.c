@@ -15,29 +15,34 @@
 static char buffer[FLUSH_AT + MS_PATH_MAX * 2 + 256];
 static ms_writer out = {.data = buffer, .capacity = sizeof buffer};
 
-static void flush(void) {
+void ms_out_flush(void) {
   if (ms_write_all(STDOUT_FILENO, out.data, out.length) < 0)
     _exit(EPIPE); /* nobody listens any more */
   out.length = 0;
 }
 
-static void close_record(size_t start) {
-  ms_record_end(&out, start);
+static size_t record; /* where the one under way begins */
+
+ms_writer *ms_out_begin(uint32_t kind) {
+  record = ms_record_begin(&out, kind);
+  return &out;
+}
+
+void ms_out_close(void) {
+  ms_record_end(&out, record);
   if (out.length >= FLUSH_AT)
-    flush();
+    ms_out_flush();
 }
 
 void ms_out_entry(const ms_entry *e) {
-  size_t start = ms_record_begin(&out, MS_RECORD_ENTRY);
-  ms_put_entry(&out, e);
-  close_record(start);
+  ms_put_entry(ms_out_begin(MS_RECORD_ENTRY), e);
+  ms_out_close();
 }
 
 static void out_trouble(uint32_t kind, int error, const char *path) {
-  size_t start = ms_record_begin(&out, kind);
-  ms_put_u32(&out, (uint32_t)-error);
+  ms_put_u32(ms_out_begin(kind), (uint32_t)-error);
   ms_put_bytes(&out, path, strnlen(path, MS_PATH_MAX));
-  close_record(start);
+  ms_out_close();
 }
 
 void ms_out_skipped(int error, const char *path) {
@@ -45,28 +50,26 @@ void ms_out_skipped(int error, const char *path) {
 }
 
 void ms_out_total(uint64_t entries, uint64_t bytes) {
-  size_t start = ms_record_begin(&out, MS_RECORD_TOTAL);
-  ms_put_u64(&out, entries);
+  ms_put_u64(ms_out_begin(MS_RECORD_TOTAL), entries);
   ms_put_u64(&out, bytes);
-  close_record(start);
+  ms_out_close();
 }
 
 int ms_out_failed(int error, const char *path) {
   out_trouble(MS_RECORD_FAILED, error, path);
-  flush();
+  ms_out_flush();
   return 1;
 }
 
 int ms_out_end(uint64_t entries) {
-  size_t start = ms_record_begin(&out, MS_RECORD_END);
-  ms_put_u64(&out, entries);
-  close_record(start);
-  flush();
+  ms_put_u64(ms_out_begin(MS_RECORD_END), entries);
+  ms_out_close();
+  ms_out_flush();
   return 0;
 }
 
 void ms_out_raw(const char *data, size_t length) {
-  flush();
+  ms_out_flush();
   if (ms_write_all(STDOUT_FILENO, data, length) < 0)
     _exit(EPIPE);
 }
@@ -78,9 +81,12 @@ static const struct {
   int (*run)(int argc, char **argv);
   int arguments; /* at least so many, without the name */
 } programs[] = {
-    {"list", ms_work_list, 2},     {"search", ms_work_search, 1}, {"remove", ms_work_remove, 1},
-    {"copy", ms_work_copy, 3},     {"cat", ms_work_cat, 3},       {"pack", ms_work_pack, 2},
-    {"unpack", ms_work_unpack, 1}, {"ps", ms_work_ps, 0},
+    {"list", ms_work_list, 2},         {"search", ms_work_search, 1},
+    {"remove", ms_work_remove, 1},     {"copy", ms_work_copy, 3},
+    {"cat", ms_work_cat, 3},           {"pack", ms_work_pack, 2},
+    {"unpack", ms_work_unpack, 1},     {"ps", ms_work_ps, 0},
+    {"snapshot", ms_work_snapshot, 0}, {"restore", ms_work_restore, 0},
+    {"watch", ms_work_watch, 2},       {"grep", ms_work_grep, 3},
 };
 
 int ms_worker_main(int argc, char **argv) {

@@ -9,6 +9,11 @@
 
 #include <stdint.h>
 
+/* A record of any kind: what is put between the two calls is its body. */
+ms_writer *ms_out_begin(uint32_t kind);
+void ms_out_close(void);
+/* What was collected is written now. */
+void ms_out_flush(void);
 /* Collected, and written when there is enough, or at the end. */
 void ms_out_entry(const ms_entry *e);
 void ms_out_skipped(int error, const char *path);
@@ -27,6 +32,10 @@ int ms_work_cat(int argc, char **argv);
 int ms_work_pack(int argc, char **argv);
 int ms_work_unpack(int argc, char **argv);
 int ms_work_ps(int argc, char **argv);
+int ms_work_snapshot(int argc, char **argv);
+int ms_work_restore(int argc, char **argv);
+int ms_work_watch(int argc, char **argv);
+int ms_work_grep(int argc, char **argv);
 
 /* glob.c: whether a name matches one part of a pattern: `*`, `?`, `[a-z]`, `[!a]`, `\` before what
  * is meant as itself. A leading dot is matched by a dot only. */

@@ -83,6 +83,20 @@ function M.of_result(result)
   return object
 end
 
+--- What JSON can say of a value: text that is not UTF-8 loses what is not.
+function M.of_value(value)
+  if type(value) == "string" and not is_utf8(value) then
+    return (value:gsub("[\128-\255]", "?"))
+  elseif type(value) ~= "table" then
+    return value
+  end
+  local copy = {}
+  for key, each in pairs(value) do
+    copy[key] = M.of_value(each)
+  end
+  return copy
+end
+
 local function plain(value)
   local kind = type(value)
   return kind == "number" or kind == "boolean" or kind == "string" and is_utf8(value)

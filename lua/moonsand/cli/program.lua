@@ -1,5 +1,5 @@
---- The commands that run a program in a sandbox of its own: run, exec, shell. Files go in, the program
---- has our streams, files come out.
+--- The commands that run a program: run, exec, shell, in a sandbox of its own or in one that is there.
+--- Files go in, the program has our streams, files come out.
 
 local core = require "moonsand.core"
 local errors = require "moonsand.errors"
@@ -17,9 +17,10 @@ local PROMPT = "sandbox$ "
 local LIMITS = {
   "memory", "cpus", "processes", "disk", "inodes", "cpu_time", "open_files", "file_size",
 }
-local CREATE = {
-  "provider", "image", "hostname", "isolation", "allow_unenforced", "cwd", "clear_env", "env_file",
-}
+local CREATE = { "image", "hostname", "isolation", "allow_unenforced" }
+local HANDLE = { "provider", "cwd", "clear_env", "env_file" } -- also of one that is there
+
+M.FAILED = FAILED
 
 -- ---------------------------------------------------------------- the sandbox
 
@@ -47,13 +48,23 @@ local function read_env(list)
   return env
 end
 
---- The options of `moonsand.create` that a command line says.
-local function create_options(o)
+--- The options of a handle that a command line says.
+local function handle_options(o)
   local env, message, code, detail = read_env(o.env)
   if not env then
     return nil, message, code, detail
   end
-  local opts, limits = { env = env }, {}
+  local opts, shell = { env = env }, split(o.shell or "")
+  for _, name in ipairs(HANDLE) do
+    opts[name] = o[name]
+  end
+  opts.shell = shell[2] and shell or shell[1]
+  return opts
+end
+
+--- And those of `moonsand.create` besides.
+local function create_options(o)
+  local opts, limits = {}, {}
   for _, name in ipairs(CREATE) do
     opts[name] = o[name]
   end
@@ -61,30 +72,51 @@ local function create_options(o)
     limits[name] = o[name]
   end
   opts.limits = next(limits) and limits
-  local shell = split(o.shell or "")
-  opts.shell = shell[2] and shell or shell[1]
   opts.seccomp = o.allow_syscall and { allow = o.allow_syscall }
   return opts
 end
 
---- A sandbox as the command line says. What a provider does not know raises in a program; here it is
---- the user's word.
----@return moonsand.Sandbox? box, string? message, string? code, table? detail
-function M.create(o)
-  local opts, message, code, detail = create_options(o)
-  if not opts then
-    return nil, message, code, detail
-  end
-  local ok, box
-  ok, box, message, code, detail = pcall(moonsand.create, opts)
+--- A call of the module's. What a provider does not know raises in a program; here it is the user's
+--- word.
+local function ask(fn, ...)
+  local ok, box, message, code, detail = pcall(fn, ...)
   if ok then
     return box, message, code, detail
   end
-  local mistake = type(box) == "string" and box:match "moonsand: moonsand%.create: (.*)$"
+  local mistake = type(box) == "string" and box:match "moonsand: moonsand%.%l+: (.*)$"
   if not mistake then
     error(box, 0)
   end
   return errors.fail("invalid", mistake)
+end
+
+--- A new sandbox, as the command line says.
+---@param o table
+---@param name? string
+---@return moonsand.Sandbox? box, string? message, string? code, table? detail
+function M.create(o, name)
+  local opts, message, code, detail = handle_options(o)
+  if not opts then
+    return nil, message, code, detail
+  end
+  for option, value in pairs(create_options(o)) do
+    opts[option] = value
+  end
+  opts.name = name
+  return ask(moonsand.create, opts)
+end
+
+--- The one that `--in` names.
+local function connect(o)
+  local opts, message, code, detail = handle_options(o)
+  if not opts then
+    return nil, message, code, detail
+  end
+  local given = next(create_options(o))
+  if given then
+    return errors.fail("invalid", ("--in: %s is what a sandbox that is made is told"):format(given))
+  end
+  return ask(moonsand.connect, o["in"], opts)
 end
 
 local function close_and_pass(box, ok, ...)
@@ -95,9 +127,9 @@ local function close_and_pass(box, ok, ...)
   return ...
 end
 
---- `fn(box, …)` with such a sandbox, which is closed in every case.
+--- `fn(box, …)` with a sandbox, which is closed in every case.
 function M.with(o, fn, ...)
-  local box, message, code, detail = M.create(o)
+  local box, message, code, detail = (o["in"] and connect or M.create)(o)
   if not box then
     return nil, message, code, detail
   end
@@ -111,7 +143,7 @@ local function base(path)
 end
 
 --- One copy, with a bar of progress.
-local function copy(call, label, quiet)
+function M.copy(call, label, quiet)
   local progress, finish = nil, function() end
   if not quiet then
     progress, finish = terminal.progress(label)
@@ -136,7 +168,7 @@ local function put(box, o)
     if not inside or inside == "" or inside:find "/$" then
       inside = (inside or "") .. base(host)
     end
-    local done, message, code, detail = copy(function(progress)
+    local done, message, code, detail = M.copy(function(progress)
       return box.files:upload(host, inside, { progress = progress })
     end, "put " .. base(host), o.quiet or o.json)
     if not done then
@@ -153,7 +185,7 @@ local function get(box, o)
     if not host or host == "" or host:find "/$" then
       host = (host or "") .. base(inside)
     end
-    local done, message, code, detail = copy(function(progress)
+    local done, message, code, detail = M.copy(function(progress)
       return box.files:download(inside, host, { progress = progress })
     end, "get " .. base(inside), o.quiet or o.json)
     if not done then
@@ -184,7 +216,7 @@ local function input(o)
 end
 
 --- Passes bytes on as they are, at once.
-local function writer(file, name)
+function M.writer(file, name)
   file:setvbuf "no"
   return function(data)
     local ok, why, errno = file:write(data)
@@ -200,7 +232,7 @@ local function program_options(o)
   if o.json then
     opts.max_output = o.max_output
   else
-    opts.stdout, opts.stderr = writer(io.stdout, "stdout"), writer(io.stderr, "stderr")
+    opts.stdout, opts.stderr = M.writer(io.stdout, "stdout"), M.writer(io.stderr, "stderr")
   end
   return opts
 end
@@ -310,7 +342,7 @@ end
 
 local function run_file(box, o, path, args)
   local name = base(path)
-  local done, message, code, detail = copy(function(progress)
+  local done, message, code, detail = M.copy(function(progress)
     return box.files:upload(path, name, { progress = progress })
   end, "put " .. name, o.quiet or o.json)
   if not done then
@@ -342,6 +374,23 @@ end
 
 -- ---------------------------------------------------------------- exec and shell
 
+--- Starts it, and leaves it running: says where it can be looked at.
+local function in_background(box, o, command)
+  local ok, message, code, detail = put(box, o)
+  local p
+  if ok then
+    p, message, code, detail = box:start(command, {
+      background = true, stdin = false, timeout = o.timeout, grace = o.grace, umask = o.umask,
+    })
+  end
+  if not p then
+    return nil, message, code, detail
+  end
+  io.stdout:write(p.id, "\n")
+  p:detach()
+  return 0
+end
+
 ---@param line moonsand.cli.Line
 ---@return integer? status, string? message, string? code, table? detail
 function M.exec(line)
@@ -353,7 +402,14 @@ function M.exec(line)
     return errors.fail("invalid", "what to run? A program is needed, or --command",
       { usage = "exec " })
   end
+  if o.background and not o["in"] then
+    return errors.fail("invalid", "--background: a new sandbox would end with us; --in names one that stays",
+      { usage = "exec " })
+  end
   return M.with(o, function(box)
+    if o.background then
+      return in_background(box, o, command)
+    end
     return perform(box, o, function()
       return box:exec(command, program_options(o))
     end)

@@ -12,7 +12,8 @@ M.summary = "run what you do not trust, in a sandbox"
 M.text = [[
 Runs a program in a sandbox of its own, which ends with it: no files of yours, nothing of your
 environment, no other processes, no network but its own loopback, no root and no daemon needed. Its
-input and output are yours, byte by byte.
+input and output are yours, byte by byte. `moonsand create` makes sandboxes that stay, and `--in` runs
+programs in them.
 
 `moonsand COMMAND --help` says more about a command.]]
 
@@ -94,6 +95,18 @@ M.options = {
     { long = "quiet", short = "q",
       text = "Show no progress, and do not say what ended the program." },
   },
+  place = {
+    title = "The place",
+    { long = "in", value = "NAME", kind = "text",
+      text = "Run it in this sandbox, which `moonsand create` has made, instead of a new one." },
+  },
+  provider = {
+    { long = "provider", value = "NAME", kind = "text",
+      text = "Whose sandbox it is; `local`, this machine, if nothing is said." },
+  },
+  quiet = {
+    { long = "quiet", short = "q", text = "Say nothing but what was asked for." },
+  },
   json = {
     { long = "json", text = "Print one JSON value." },
   },
@@ -130,7 +143,7 @@ Copies `FILE` into a new sandbox and runs it there. What runs it is said by `--i
       { long = "interpreter", short = "i", value = "WORDS", kind = "text",
         text = "Run it by this program: `python3 -u`." },
     },
-    groups = { "program", "files", "sandbox", "output" },
+    groups = { "program", "place", "files", "sandbox", "output" },
     least = 1,
     most = math.huge,
     lacks = "what to run? A file is needed",
@@ -147,8 +160,10 @@ it as they are; no shell sees them. `-c` gives a text to the shell instead.]],
     options = {
       { long = "command", short = "c", value = "TEXT", kind = "text",
         text = "Have the shell run this text: `moonsand exec -c 'ls | wc -l'`." },
+      { long = "background", short = "b",
+        text = "With `--in`: leave it running, and print its id for `moonsand logs`." },
     },
-    groups = { "program", "files", "sandbox", "output" },
+    groups = { "program", "place", "files", "sandbox", "output" },
     least = 0,
     most = math.huge,
     passes = true,
@@ -161,9 +176,97 @@ it as they are; no shell sees them. `-c` gives a text to the shell instead.]],
     text = [[
 Starts a shell, on a terminal of its own where the provider has terminals; elsewhere it is given line
 after line. `exit` or Ctrl-D ends it, and the sandbox with all that is in it.]],
-    groups = { "program", "files", "sandbox" },
+    groups = { "program", "place", "files", "sandbox" },
     least = 0,
     most = 0,
+  },
+  {
+    name = "create",
+    usage = "[OPTION…] [NAME]",
+    summary = "a sandbox that stays",
+    text = [[
+Makes a sandbox that lives on without us, and prints its name. `--in NAME` runs programs in it, as often as
+you like; `moonsand rm` ends it. It ends by itself when nobody has used it for an hour, or as said here.]],
+    options = {
+      { long = "lifetime", value = "SECONDS", kind = "seconds", text = "End it after so long." },
+      { long = "idle-timeout", value = "SECONDS", kind = "seconds",
+        text = "End it when nobody has been connected for so long." },
+    },
+    groups = { "sandbox", "json" },
+    least = 0,
+    most = 1,
+  },
+  {
+    name = "ls",
+    usage = "[OPTION…]",
+    summary = "the sandboxes that stay",
+    text = "Lists the sandboxes of this user that were made to stay. With `--quiet` the names only.",
+    groups = { "provider", "quiet", "json" },
+    least = 0,
+    most = 0,
+  },
+  {
+    name = "rm",
+    usage = "[OPTION…] NAME…",
+    summary = "end sandboxes that stay",
+    text = "Ends these sandboxes, with all that runs in them and all their files.",
+    options = { { long = "all", text = "All of them." } },
+    groups = { "provider" },
+    least = 0,
+    most = math.huge,
+  },
+  {
+    name = "ps",
+    usage = "[OPTION…] NAME",
+    summary = "what was started in a sandbox",
+    text = [[
+Lists what was started in a sandbox, running and the last that ended. Those whose id begins with `bg` run in
+the background, and have a log.]],
+    options = { { long = "all", text = "List all processes in it instead, whoever started them." } },
+    groups = { "provider", "json" },
+    least = 1,
+    most = 1,
+    lacks = "of which sandbox? A name is needed",
+  },
+  {
+    name = "logs",
+    usage = "[OPTION…] NAME [ID]",
+    summary = "what a program in the background has written",
+    text = [[
+Prints the log of a program that `moonsand exec --background` has started: of the last one, or of that with
+this id.]],
+    options = {
+      { long = "follow", short = "f", text = "Go on until the program ends." },
+    },
+    groups = { "provider", "quiet", "json" },
+    least = 1,
+    most = 2,
+    lacks = "of which sandbox? A name is needed",
+  },
+  {
+    name = "cp",
+    usage = "[OPTION…] FROM TO",
+    summary = "copy files into a sandbox, or out of one",
+    text = [[
+Copies a file or a directory. One of the two is `NAME:PATH`, in a sandbox; without a path, and behind one that
+ends with `/`, the file keeps its name.]],
+    groups = { "provider", "quiet", "json" },
+    least = 2,
+    most = 2,
+    lacks = "FROM and TO are needed",
+    complete = "file",
+  },
+  {
+    name = "forward",
+    usage = "[OPTION…] NAME PORT[:LISTEN]",
+    summary = "a port of this machine that leads into a sandbox",
+    text = [[
+Listens on this machine and passes each connection on to `PORT` in the sandbox, until Ctrl-C. Prints where it
+listens: on `LISTEN`, a port or `ADDRESS:PORT`; if nothing is said, on any port of 127.0.0.1.]],
+    groups = { "provider" },
+    least = 2,
+    most = 2,
+    lacks = "a sandbox and a port are needed",
   },
   {
     name = "doctor",
@@ -236,6 +339,8 @@ M.examples = {
   { "tar cz src | moonsand exec -c 'tar xz && ls -R'", "Bytes through a pipe." },
   { "moonsand exec --put data:in/ --get out:result -c './job in >out'",
     "Files in, a program, files out." },
+  { "moonsand create dev && moonsand exec --in dev -b -- make serve && moonsand logs -f dev",
+    "A sandbox that stays, and a program in the background." },
   { "moonsand exec --json -- id | jq .exit_code", "What came of it, for another program." },
 }
 

@@ -77,6 +77,34 @@ function M.complain(message, detail)
   end
 end
 
+--- How many columns a text takes: none for the tail of a character.
+local function columns(text)
+  return #text:gsub("[\128-\191]", "")
+end
+
+--- Rows of cells, to stdout, the first one a heading. On a terminal a row is cut where the line ends.
+---@param rows string[][]
+function M.print_table(rows)
+  local widths, width = {}, M.is_terminal(1) and M.width() or math.huge
+  for _, row in ipairs(rows) do
+    for i, cell in ipairs(row) do
+      row[i] = harmless(cell):gsub("\n", " ")
+      widths[i] = math.max(widths[i] or 0, columns(row[i]))
+    end
+  end
+  for number, row in ipairs(rows) do
+    local cells = {}
+    for i, cell in ipairs(row) do
+      cells[i] = i < #row and cell .. (" "):rep(widths[i] - columns(cell)) or cell
+    end
+    local text = table.concat(cells, "  ")
+    if columns(text) > width then
+      text = text:sub(1, width - 3) .. "..."
+    end
+    io.stdout:write(number == 1 and M.paint(1, "bold", text) or text, "\n")
+  end
+end
+
 -- ---------------------------------------------------------------- progress
 
 local UNITS = { "B", "KiB", "MiB", "GiB", "TiB" }

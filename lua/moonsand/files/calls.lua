@@ -259,7 +259,7 @@ function Worker:exit()
 end
 
 --- Nothing of it is left afterwards, or soon.
-local function close(self)
+function Worker:close()
   local program = self.program
   if self.over then
     await_end(self, loop.limits({ timeout = FAREWELL }, true))
@@ -277,21 +277,20 @@ local function close_and_pass(self, ok, ...)
   if not ok then
     self.over = false -- no waiting after a raise
   end
-  close(self)
+  self:close()
   if not ok then
     error((...), 0)
   end
   return ...
 end
 
---- Runs a worker and `fn(worker, …)` with it, which reads what it says. The worker is over in every
---- case then. Answers what `fn` answers, or the failure to start.
+--- Starts a worker. Whoever has it closes it.
 ---@param driver table
 ---@param argv string[]
 ---@param spec { path: string, verb: string, stdin: boolean? }
----@param limits moonsand.Limits
----@param fn fun(worker: moonsand.Worker, ...): any
-function M.work(driver, argv, spec, limits, fn, ...)
+---@param limits moonsand.Limits of what is read next: the field of that name may be changed
+---@return moonsand.Worker? worker, string? message, string? code, table? detail
+function M.begin(driver, argv, spec, limits)
   local what = ("%s %s"):format(spec.verb, options.quote(spec.path))
   local program, message, code, detail = driver:work(argv, { stdin = spec.stdin })
   if not program then
@@ -309,6 +308,21 @@ function M.work(driver, argv, spec, limits, fn, ...)
     over = false,
   }, Worker)
   self.first = program.stdout:take("chunk", 0) -- from now on what comes is kept for us
+  return self
+end
+
+--- Runs a worker and `fn(worker, …)` with it, which reads what it says. The worker is over in every
+--- case then. Answers what `fn` answers, or the failure to start.
+---@param driver table
+---@param argv string[]
+---@param spec { path: string, verb: string, stdin: boolean? }
+---@param limits moonsand.Limits
+---@param fn fun(worker: moonsand.Worker, ...): any
+function M.work(driver, argv, spec, limits, fn, ...)
+  local self, message, code, detail = M.begin(driver, argv, spec, limits)
+  if not self then
+    return nil, message, code, detail
+  end
   return close_and_pass(self, pcall(fn, self, ...))
 end
 

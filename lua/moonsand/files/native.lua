@@ -7,6 +7,7 @@ local rights = require "moonsand.files.rights"
 local streams = require "moonsand.files.stream"
 local transfer = require "moonsand.files.transfer"
 local trees = require "moonsand.files.tree"
+local watch = require "moonsand.files.watch"
 local writing = require "moonsand.files.write"
 
 return {
@@ -25,4 +26,6 @@ return {
   chown = rights.chown,
   upload = transfer.upload,
   download = transfer.download,
+  watch = watch.watch,
+  grep = watch.grep,
 }

@@ -3,6 +3,7 @@
 local change = require "moonsand.portable.change"
 local errors = require "moonsand.errors"
 local look = require "moonsand.portable.look"
+local loop = require "moonsand.loop"
 local options = require "moonsand.options"
 local shell = require "moonsand.portable.shell"
 
@@ -39,8 +40,12 @@ local function search_text(path, text, find, list, limit)
 end
 
 --- As `files:grep`, below an absolute path. Binary files, which have a NUL, are passed over.
----@param find fun(line: string): integer? where it matches
-function M.grep(driver, path, find, limit, limits)
+---@param pattern string
+---@param plain boolean it is no pattern, but a text
+function M.grep(driver, path, pattern, plain, limit, limits)
+  local function find(line)
+    return (line:find(pattern, 1, plain))
+  end
   local mark = change.token()
   local script, message, code, detail =
     shell.start(driver, GREP, { path, mark }, shell.doing("grep", path), limits)
@@ -99,6 +104,86 @@ function M.changes(driver, path, recursive, limits)
       or ("%s %d %.9f %o"):format(entry.type, entry.size, entry.modified_at, entry.mode)
   end
   return seen
+end
+
+-- ---------------------------------------------------------------- again and again
+
+---@class moonsand.Watcher what `files:watch` iterates over
+---@field private events table[] found, and not told yet
+local Watcher = {}
+Watcher.__index = Watcher
+
+--- What is in `now` and was not in `before`, or not so.
+local function differences(before, now)
+  local events = {}
+  for path, what in pairs(now) do
+    if not before[path] then
+      events[#events + 1] = { event = "created", path = path }
+    elseif before[path] ~= what then
+      events[#events + 1] = { event = "modified", path = path }
+    end
+  end
+  for path in pairs(before) do
+    if not now[path] then
+      events[#events + 1] = { event = "removed", path = path }
+    end
+  end
+  table.sort(events, function(a, b)
+    return a.path < b.path
+  end)
+  return events
+end
+
+--- What has happened next; nil when no more can.
+---@return { event: string, path: string }? event, string? message, string? code, table? detail
+function Watcher:next(limits)
+  while not self.over do
+    local event = table.remove(self.events, 1)
+    if event then
+      return event
+    end
+    local deadline = math.min(self.next_at, limits.deadline or math.huge)
+    local message, code, detail = loop.wait { deadline = deadline, token = limits.token }
+    if code ~= "timeout" or loop.now() < self.next_at then
+      return nil, message, code, detail
+    end
+    self.next_at = loop.now() + self.interval
+    local now
+    now, message, code, detail = self.look(self.driver, self.path, self.recursive, limits)
+    if not now and code == "not_found" then
+      self.over = true
+      return { event = "removed", path = self.path }
+    elseif not now then
+      return nil, message, code, detail
+    end
+    self.events = differences(self.seen, now)
+    self.seen = now
+  end
+end
+
+function Watcher:close()
+  self.over = true
+end
+
+--- As `files:watch`, of an absolute path: by looking every `interval` seconds.
+---@return moonsand.Watcher? watcher, string? message, string? code, table? detail
+function M.watch(driver, path, recursive, interval, limits)
+  local look_at = driver.files and driver.files.changes or M.changes
+  local seen, message, code, detail = look_at(driver, path, recursive, limits)
+  if not seen then
+    return nil, message, code, detail
+  end
+  return setmetatable({
+    driver = driver,
+    look = look_at,
+    path = path,
+    recursive = recursive,
+    interval = interval,
+    seen = seen,
+    events = {},
+    next_at = loop.now() + interval,
+    over = false,
+  }, Watcher)
 end
 
 return M

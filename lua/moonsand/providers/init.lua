@@ -19,7 +19,7 @@ local watched = {} -- ours that were loaded
 --- What `box:can` may be asked of every sandbox, beyond a provider's own names.
 M.capabilities = {
   "argv", "stdin", "signals", "kill_tree", "pty", "resize", "attach", "background", "users",
-  "atomic_write", "files", "watch", "ps", "kill", "monitor", "metrics", "session", "interpreter",
+  "atomic_write", "files", "watch", "grep", "ps", "kill", "monitor", "metrics", "session", "interpreter",
   "pause", "snapshot", "lifetime", "network_allow", "ports", "limits.memory", "limits.cpus",
   "limits.disk", "limits.inodes", "limits.processes", "limits.open_files", "limits.file_size",
   "limits.cpu_time",

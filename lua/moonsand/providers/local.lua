@@ -1,18 +1,22 @@
 --- Sandboxes on this machine, without a service, a daemon or root: a thin layer over the C core,
 --- which starts them through the zygote and speaks with their agents.
 
+local background = require "moonsand.providers.local.background"
 local core = require "moonsand.core"
+local detached = require "moonsand.providers.local.detached"
 local doctor = require "moonsand.doctor"
 local environment = require "moonsand.environment"
 local errors = require "moonsand.errors"
 local forwards = require "moonsand.network.forward"
 local inside = require "moonsand.network.inside"
+local limiting = require "moonsand.providers.local.limits"
 local loop = require "moonsand.loop"
 local mounts = require "moonsand.providers.local.mounts"
 local options = require "moonsand.options"
 local processes = require "moonsand.providers.local.processes"
 local proxies = require "moonsand.network.proxy"
 local rules = require "moonsand.network.rules"
+local snapshots = require "moonsand.providers.local.snapshots"
 
 local M = { name = "local" }
 
@@ -29,8 +33,6 @@ M.isolation = nil
 
 --- How long the end of a program that was killed is waited for before the kill counts as unconfirmed.
 local KILL_CONFIRMED = 5
-
-local DISK, INODES = 1024 ^ 3, 1e6
 
 M.options = {
   limits = "table",
@@ -50,18 +52,20 @@ M.options = {
   idle_timeout = "number",
 }
 
-local UNSUPPORTED = { "image", "template", "snapshot", "lifetime", "idle_timeout" }
+local UNSUPPORTED = { "image", "template" }
 
 --- Who may make the namespaces.
 local LAUNCHERS = { native = true, bwrap = true }
 
 local SECCOMP = { allow = "table" }
 local ALLOW_MAX = 16 -- as the agent takes
+--- Names take room in a snapshot that files do not; a tree that grows as it is read comes to an end.
+local NAMES = 1024 ^ 3
 
 local native = {
   argv = true, stdin = true, signals = true, kill_tree = true, pty = true, resize = true,
   atomic_write = true, files = true, mounts = true, root = true, workspace = true,
-  ports = true, network_allow = true,
+  ports = true, network_allow = true, watch = true, grep = true, background = true, attach = true,
   ["limits.disk"] = true, ["limits.inodes"] = true, ["limits.processes"] = true,
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
@@ -71,6 +75,24 @@ local BEYOND_BWRAP = { root = true, ["limits.inodes"] = true }
 
 --- What `can` may be asked besides.
 M.capabilities = { "mounts", "root", "workspace" }
+
+--- A failure when nothing can be asked of a sandbox any more.
+local function unusable(sandbox, state)
+  if state == "closed" then
+    return errors.fail("closed", "the sandbox was closed")
+  elseif state == "broken" then
+    return errors.fail("protocol", "the sandbox's agent broke the protocol; it was ended")
+  end
+  local hit = sandbox and limiting.hit(sandbox.groups, sandbox.before)
+  if hit and hit.memory then -- nobody tells whom the kernel killed
+    return errors.fail("gone", "the sandbox ended after it had reached limits.memory", {
+      limit = "memory",
+      cause = "the kernel killed in it for memory, most likely its first process",
+      fix = "more limits.memory, or less limits.disk, or limits of memory for its programs",
+    })
+  end
+  return errors.fail("gone", "the sandbox ended")
+end
 
 -- ---------------------------------------------------------------- programs
 
@@ -82,22 +104,28 @@ M.capabilities = { "mounts", "root", "workspace" }
 local Program = {}
 Program.__index = Program
 
+--- The same, where it runs in the background.
+local Background = {}
+for name, method in pairs(background.methods) do
+  Background[name] = method
+end
+Background.__index = setmetatable(Background, Program)
+
 --- A failure for a program whose end will never be told. Whether it had begun is known only when
 --- that was told.
 local function lost(self)
-  local started = self.handle:pid() > 0 or nil
-  local state = self.sandbox.raw:state()
-  if state == "closed" then
-    return errors.fail("closed", "the sandbox was closed", { started = started })
-  elseif state == "broken" then
-    return errors.fail("protocol", "the sandbox's agent broke the protocol; it was ended",
-      { started = started })
-  end
-  return errors.fail("gone", "the sandbox ended", { started = started })
+  local _, message, code, detail = unusable(self.sandbox, self.sandbox.raw:state())
+  detail.started = self.handle:pid() > 0 or nil
+  return nil, message, code, detail
 end
 
 local function refused(self, errno, what)
   local code = errors.code(errno)
+  if what == "id" then
+    return errors.fail("not_found", "there is no such program in the background, or not any more")
+  elseif what == "since" then
+    return errors.fail("invalid", "since: it has not written so much")
+  end
   if what == "program" and code == "not_a_directory" then
     code = "not_found"
   end
@@ -135,7 +163,9 @@ function Program:ended()
   local state, errno, what = self.handle:state()
   if state == "exited" then
     self.sandbox:forget(self)
-    return self.handle:exit()
+    local exit = self.handle:exit()
+    exit.hit = limiting.hit(self.sandbox.groups, self.before)
+    return exit
   elseif state == "refused" then
     self.sandbox:forget(self)
     return refused(self, errno, what)
@@ -143,6 +173,19 @@ function Program:ended()
     self.sandbox:forget(self)
     return lost(self)
   end
+end
+
+--- The same, as soon as it is known: what it wrote may still be on its way.
+Background.over = Program.ended
+
+function Background:ended()
+  local exit, message, code, detail = self:over()
+  for _, name in ipairs { "stdout", "stderr" } do
+    if exit and self[name] and not self[name]:ended() then
+      return nil
+    end
+  end
+  return exit, message, code, detail
 end
 
 --- Sends a signal to the first process or to all. KILL for all may carry the reason.
@@ -191,7 +234,12 @@ function Sandbox:open(path)
 end
 
 function Sandbox:can(name)
-  return native[name] and not (self.isolation == "bwrap" and BEYOND_BWRAP[name]) and "native" or false
+  if self.isolation == "bwrap" and BEYOND_BWRAP[name] then
+    return false
+  end
+  local limit = name:match "^limits%.(.*)"
+  local held = self.held[limit]
+  return (native[name] or held and held.by ~= "none") and "native" or false
 end
 
 --- The file calls stand on the agent.
@@ -202,16 +250,6 @@ Sandbox.ps = processes.ps
 Sandbox.kill = processes.kill
 Sandbox.sample = processes.sample
 Sandbox.metrics = processes.metrics
-
---- A failure when nothing can be asked of it any more.
-local function unusable(state)
-  if state == "closed" then
-    return errors.fail("closed", "the sandbox was closed")
-  elseif state == "broken" then
-    return errors.fail("protocol", "the sandbox's agent broke the protocol; it was ended")
-  end
-  return errors.fail("gone", "the sandbox ended")
-end
 
 --- What stands in the sandbox where terminals are made may be anything by now.
 local NO_TERMINAL = { [core.errno.ENODEV] = true, [core.errno.ENOENT] = true,
@@ -230,10 +268,11 @@ local function not_spawned(errno, spec)
 end
 
 local function spawn(self, argv, spec)
+  local before = self.groups and self.groups:hits()
   local handle, stdin, stdout, stderr = self.raw:spawn(argv, spec)
   if not handle then
     if stdout then
-      return unusable(stdout)
+      return unusable(self, stdout)
     end
     return not_spawned(stdin, spec)
   end
@@ -245,8 +284,10 @@ local function spawn(self, argv, spec)
     stderr = stderr,
     name = argv[1],
     cwd = spec.cwd,
-  }, Program)
-  self.running[program] = true
+    before = before, -- what the limits had been hit by then
+  }, spec.background and Background or Program)
+  self.running[program] = not spec.background or nil
+  self.before = before
   return program
 end
 
@@ -268,6 +309,11 @@ function Sandbox:forget(program)
   self.running[program] = nil
 end
 
+local take_over_network
+
+--- How long that may hold up the start of a program.
+local TAKEN_OVER = 5
+
 --- Asks for a program to be started; answers at once.
 ---@param spec table argv, env (list), cwd, umask, timeout, grace, max_output, limits, leave, merge,
 ---  quiet; stdin, stdout, stderr: true for a pipe
@@ -279,8 +325,48 @@ function Sandbox:start(spec)
       spec[name] = value
     end
   end
+  if spec.background then
+    local ok, message, code, detail = background.plan(spec)
+    if not ok then
+      return nil, message, code, detail
+    end
+  end
+  local ok, message, code, detail =
+    take_over_network(self, { deadline = loop.now() + TAKEN_OVER })
+  if not ok then
+    return nil, message, code, detail
+  end
   return spawn(self, spec.argv, spec)
 end
+
+--- One that runs in the background, by its number there; answers at once.
+---@return moonsand.local.Program? program, string? message, string? code, table? detail
+function Sandbox:look(number, opts)
+  local handle, stdout, stderr = self.raw:attach(number, opts)
+  if not handle then
+    if stderr then
+      return unusable(self, stderr)
+    end
+    return errors.errno(stdout, "cannot attach")
+  end
+  return setmetatable({ sandbox = self, handle = handle, stdout = stdout, stderr = stderr },
+    Background)
+end
+
+---@param id string
+---@return moonsand.local.Program? program, string? message, string? code, table? detail
+function Sandbox:attach(id, opts, limits)
+  local number = background.number(id)
+  if not number then
+    return errors.fail("not_found", ("there is no program %s in the background"):format(
+      options.quote(id)), { id = id })
+  elseif opts.pty or opts.takeover then
+    return errors.fail("unsupported", "box:attach: no terminal can be attached to here", { id = id })
+  end
+  return background.attach(self, number, opts, limits)
+end
+
+Sandbox.processes = background.list
 
 --- One of the agent's own programs, which walk trees: see src/agent/worker.c.
 ---@param argv string[]
@@ -288,7 +374,7 @@ end
 function Sandbox:work(argv, opts)
   opts = opts or {}
   sweep(self)
-  return spawn(self, argv, {
+  local program, message, code, detail = spawn(self, argv, {
     worker = true,
     stdin = opts.stdin,
     stdout = true,
@@ -296,6 +382,10 @@ function Sandbox:work(argv, opts)
     timeout = opts.timeout,
     max_output = 0,
   })
+  if program then
+    self:forget(program) -- who asks for it keeps it: without its reader it ends
+  end
+  return program, message, code, detail
 end
 
 --- One call that the agent answers at once. The number of the error, 0 for none; the body; a file.
@@ -309,7 +399,7 @@ function Sandbox:call(op, args, limits)
       args.file)
   if not id then
     if state then
-      return unusable(state)
+      return unusable(self, state)
     end
     return errors.errno(errno, "cannot ask the sandbox")
   end
@@ -319,7 +409,7 @@ function Sandbox:call(op, args, limits)
       if number == core.errno.ECONNRESET then
         local now = raw:state()
         if now ~= "ready" then
-          return unusable(now)
+          return unusable(self, now)
         end
       end
       return number, body, file
@@ -342,7 +432,7 @@ end
 ---@return moonsand.Forward? forward, string? message, string? code, table? detail
 function Sandbox:forward(port, listen, box)
   if self.raw:state() ~= "ready" then
-    return unusable(self.raw:state())
+    return unusable(self, self.raw:state())
   end
   local made, message, code, detail = forwards.new(port, listen, function(limits)
     return self:dial(port, limits)
@@ -374,6 +464,16 @@ function Sandbox:network_log()
   return self.proxy and self.proxy:read_log() or { dropped = 0 }
 end
 
+--- Keeps its own files.
+---@return table? snapshot, string? message, string? code, table? detail
+function Sandbox:snapshot(name, limits)
+  if self.unsaved then
+    return errors.fail("unsupported", ("%s is a copy, and what was changed in it cannot be kept")
+      :format(self.unsaved), { fix = "upload it instead, or mount it 'ro'" })
+  end
+  return snapshots.take(self, name, self.base, 2 * self.held.disk.value + NAMES, limits)
+end
+
 --- "ready", "gone", "broken" or "closed".
 function Sandbox:state()
   return (self.raw:state())
@@ -384,16 +484,24 @@ function Sandbox:pid()
 end
 
 function Sandbox:info()
+  local now = self.detached and detached.read(self.id) or self
   return {
     pid = self.raw:pid(),
     isolation = self.isolation,
     network = self.network,
-    limits = self.enforced,
+    limits = self.held,
     mounts = self.mounts,
+    created_at = self.created_at,
+    detached = self.detached,
+    expires_at = now.expires_at,
+    idle_timeout = now.idle_timeout,
   }
 end
 
---- Ends it; at once, without waiting. Idempotent.
+Sandbox.set_lifetime = detached.set_lifetime
+Sandbox.detach = detached.detach
+
+--- Ends it, unless it lives without us; at once, without waiting. Idempotent.
 function Sandbox:close()
   self.raw:close()
   self.running = {}
@@ -407,12 +515,16 @@ end
 
 --- Ends it and waits for the proof.
 function Sandbox:destroy(limits)
+  self.raw:kill()
   self:close()
   while not self.raw:dead() do
     local message, code, detail = loop.wait(limits, self.raw)
     if message then
       return errors.fail(code, message, detail)
     end
+  end
+  if self.detached then
+    detached.forget(self.id)
   end
   return true
 end
@@ -440,73 +552,6 @@ local function zygote()
   return there
 end
 
---- How each limit is held here. What asks for more than that is refused.
-local HOW = {
-  disk = "tmpfs", inodes = "tmpfs", processes = "rlimit", open_files = "rlimit",
-  file_size = "rlimit", cpu_time = "rlimit",
-}
-local DEFAULTS = { disk = DISK, inodes = INODES, processes = 1024, open_files = 1024 }
-local KNOWN = {
-  disk = "number|string", inodes = "number", processes = "number", open_files = "number",
-  file_size = "number|string", cpu_time = "number", memory = "number|string", cpus = "number",
-}
-local SIZES = { disk = true, file_size = true, memory = true }
-
---- Less is no room for the root itself.
-local LEAST = { disk = 1024 * 1024, inodes = 128 }
-
-local function read_limit(name, value)
-  if SIZES[name] then
-    local bytes, message, code, detail = options.size("limits." .. name, value)
-    if bytes and bytes < (LEAST[name] or 0) then
-      return errors.fail("invalid", ("limits.%s: at least %d are needed"):format(name, LEAST[name]))
-    end
-    return bytes, message, code, detail
-  elseif not (value > 0) or value < (LEAST[name] or 0) then
-    return errors.fail("invalid", ("limits.%s: %s is not a positive number"):format(name, tostring(value)))
-  end
-  return value
-end
-
---- A number of files cannot be told to bwrap.
-local function cannot_hold(name, isolation)
-  if name == "inodes" then
-    return isolation == "bwrap" and "bwrap sets no number of files for a tmpfs"
-  end
-  return not HOW[name] and "no cgroup that this process may use"
-end
-
---- The limits to set, and how each is held; or a failure for one that cannot be.
-local function plan_limits(opts, isolation)
-  local limits, enforced = {}, {}
-  local waived = {}
-  for _, name in ipairs(opts.allow_unenforced or {}) do
-    waived[name] = true
-  end
-  for name, value in pairs(DEFAULTS) do
-    local by = cannot_hold(name, isolation) and "none" or HOW[name]
-    limits[name], enforced[name] = value, { value = value, by = by }
-  end
-  for name, asked in pairs(options.check("moonsand.create: limits", opts.limits, KNOWN, 6)) do
-    local value, message, code, detail = read_limit(name, asked)
-    if not value then
-      return nil, message, code, detail
-    end
-    local cause = cannot_hold(name, isolation)
-    if cause and not waived[name] then
-      return errors.fail("unavailable",
-        ("limits.%s cannot be held for a whole sandbox here"):format(name), {
-          cause = cause,
-          fix = ("leave it out, limit single programs (exec's limits), or accept it with "
-            .. "allow_unenforced = { %q }"):format(name),
-        })
-    end
-    limits[name] = HOW[name] and value or nil
-    enforced[name] = { value = value, by = not cause and HOW[name] or "none" }
-  end
-  return limits, enforced
-end
-
 --- Why the agent could not become a sandbox.
 local function not_made(stage, errno, plan)
   local mount, message, code, detail = mounts.failure(plan, stage, errno)
@@ -525,7 +570,7 @@ local function await_ready(raw, plan, limits)
     if state == "ready" then
       return true
     elseif state == "broken" then
-      return unusable(state)
+      return unusable(nil, state)
     elseif state ~= "starting" then
       return not_made(stage, errno, plan)
     end
@@ -566,31 +611,44 @@ local function try(spec, plan, limits)
   if not ok then
     return nil, message, code, detail
   end
-  return raw
+  return raw, from
 end
 
---- Makes one, ready to use. A zygote that died is noticed at the latest now, and replaced once.
+--- Makes one, ready to use: also the zygote whose child it is. One that died is noticed at the latest
+--- now, and replaced once.
 local function make(spec, plan, limits)
-  local raw, message, code, detail = try(spec, plan, limits)
+  local raw, from, code, detail = try(spec, plan, limits)
   if not raw and detail.stage == "zygote" then
-    raw, message, code, detail = try(spec, plan, limits)
+    raw, from, code, detail = try(spec, plan, limits)
   end
-  return raw, message, code, detail
+  return raw, from, code, detail
 end
 
---- Makes one below bwrap, where the helper may make no namespaces itself: `first` is that failure.
----@return userdata? raw, string? message, string? code, table? detail
-local function make_below_bwrap(opts, spec, plan, limits, first)
-  local raw
-  local held, message, code, detail = plan_limits(opts, "bwrap")
-  if held then
-    spec.bwrap = M.bwrap
-    raw, message, code, detail = make(spec, plan, limits)
+--- Makes one with its limits, and what holds them; nothing of that is left if it fails.
+---@return userdata? raw, any from_or_message, string? code, table? detail, moonsand.local.Limits? planned
+local function make_bounded(opts, isolation, spec, plan, limits)
+  local planned, message, code, detail = limiting.plan(opts, M.agent, isolation)
+  if not planned then
+    return nil, message, code, detail
   end
+  local groups, raw, from = planned.groups, nil, nil
+  spec.bwrap = isolation == "bwrap" and M.bwrap or nil
+  spec.disk, spec.inodes = planned.values.disk, planned.values.inodes
+  spec.groups, spec.bounds_memory = groups and groups.handles, groups and groups.held.memory ~= nil
+  raw, from, code, detail = make(spec, plan, limits)
+  if not raw and groups then
+    groups:remove()
+  end
+  return raw, from, code, detail, planned
+end
+
+--- The same by bwrap, where the helper may make no namespaces itself: `first` is that failure.
+local function make_below_bwrap(first, opts, ...)
+  local raw, from, code, detail, planned = make_bounded(opts, "bwrap", ...)
   if raw or code ~= "unavailable" and code ~= "unsupported" then
-    return raw, message, code, detail
+    return raw, from, code, detail, planned
   end
-  return doctor.neither(first, message, detail)
+  return doctor.neither(first, from, detail)
 end
 
 local function valid_hostname(name)
@@ -667,6 +725,77 @@ local function connect(box, network, limits)
   return box
 end
 
+--- The driver of a sandbox that is ready.
+---@param about { limits: table, held: table, mounts: table, network: string, rules: any }
+local function new(raw, about)
+  return setmetatable({
+    raw = raw,
+    isolation = about.isolation,
+    limits = about.limits, -- of each program, unless it says otherwise
+    held = about.held,
+    groups = about.groups, -- its control groups, if it has some
+    mounts = about.mounts,
+    base = about.base,
+    unsaved = about.unsaved, -- what no snapshot could hold; nil: nothing
+    network = about.network,
+    rules = about.rules, -- as `create` was given them
+    expires_at = about.expires_at,
+    idle_timeout = about.idle_timeout,
+    detached = false, -- it lives without us
+    zygote = nil, -- whose child it is, if it is of this process
+    running = {}, -- keeps them alive: a dropped handle does nothing to its program
+    starts = 0,
+    forwards = setmetatable({}, { __mode = "v" }),
+    urls = {}, -- the forwards behind `url`, by port
+  }, Sandbox)
+end
+
+--- What a snapshot is to be put into lies on what it was taken from.
+local function check_base(found, base)
+  if found.base == base then
+    return true
+  end
+  return errors.fail("invalid", ("the snapshot %s was taken of a sandbox %s root"):format(
+    options.quote(found.name), base == "host" and "with another" or "without another"),
+    { fix = base == "host" and "create { root = …, snapshot = … }" or "leave root out" })
+end
+
+--- The snapshot that a sandbox is to be made from; false: none. Close its file.
+---@return table|false|nil found, string? message, string? code, table? detail
+local function find_snapshot(opts)
+  if not opts.snapshot then
+    return false
+  end
+  local found, message, code, detail = snapshots.find(opts.snapshot)
+  if not found then
+    return nil, message, code, detail
+  end
+  local ok
+  ok, message, code, detail = check_base(found, opts.root and "root" or "host")
+  if not ok then
+    found.file:close()
+    return nil, message, code, detail
+  end
+  return found
+end
+
+local function forget(found)
+  if found then
+    found.file:close()
+  end
+end
+
+--- Fills a new sandbox, if there is something to fill it with.
+---@return true|nil ok, string? message, string? code, table? detail
+local function put_back(box, found, kept, limits)
+  if not found then
+    return true
+  end
+  local ok, message, code, detail = snapshots.restore(box, found, kept, limits)
+  forget(found)
+  return ok, message, code, detail
+end
+
 --- Makes a sandbox.
 ---@return moonsand.local.Sandbox? sandbox, string? message, string? code, table? detail
 function M.create(opts, limits)
@@ -693,48 +822,113 @@ function M.create(opts, limits)
   if not allow then
     return nil, message, code, detail
   end
-  local planned, enforced
-  planned, enforced, code, detail = plan_limits(opts, isolation)
-  if not planned then
-    return nil, enforced, code, detail
+  local ok
+  ok, message, code, detail = detached.check(opts)
+  if not ok then
+    return nil, message, code, detail
+  end
+  local found
+  found, message, code, detail = find_snapshot(opts)
+  if found == nil then
+    return nil, message, code, detail
   end
   local plan
   plan, message, code, detail = mounts.plan(opts, 5)
   if not plan then
+    forget(found)
     return nil, message, code, detail
   end
-  local raw
-  local spec = {
-    disk = planned.disk,
-    inodes = planned.inodes,
-    hostname = hostname,
-    allow = allow,
-    host_network = network == "host",
-    bwrap = isolation == "bwrap" and M.bwrap or nil,
-  }
-  raw, message, code, detail = make(spec, plan, limits)
+  local spec = { hostname = hostname, allow = allow, host_network = network == "host" }
+  local raw, from, planned
+  raw, from, code, detail, planned = make_bounded(opts, isolation, spec, plan, limits)
   if not raw and not isolation and doctor.is_policy(detail) then
-    raw, message, code, detail = make_below_bwrap(opts, spec, plan, limits, detail)
-    enforced = raw and select(2, plan_limits(opts, "bwrap"))
+    raw, from, code, detail, planned = make_below_bwrap(detail, opts, spec, plan, limits)
   end
   mounts.release(plan)
   if not raw then
+    forget(found)
+    return nil, from, code, detail
+  end
+  local base, unsaved, kept = mounts.survey(plan)
+  local box = new(raw, {
+    isolation = spec.bwrap and "bwrap" or "native",
+    limits = limiting.of_programs(planned),
+    held = planned.held,
+    groups = planned.groups,
+    mounts = mounts.describe(plan),
+    base = base,
+    unsaved = unsaved,
+    network = network == "host" and "host" or network and "rules" or "none",
+    rules = network and network ~= "host" and opts.network or nil,
+    idle_timeout = opts.idle_timeout,
+  })
+  box.zygote = from
+  ok, message, code, detail = put_back(box, found, kept, limits)
+  if ok and opts.lifetime then
+    ok, message, code, detail = box:set_lifetime(opts.lifetime, limits)
+  end
+  if not ok then
+    box:close()
     return nil, message, code, detail
   end
-  planned.disk, planned.inodes = nil, nil
-  local box = setmetatable({
-    raw = raw,
-    isolation = spec.bwrap and "bwrap" or "native",
-    limits = planned, -- of each program, unless it says otherwise
-    enforced = enforced,
-    mounts = mounts.describe(plan),
-    running = {}, -- keeps them alive: a dropped handle does nothing to its program
-    starts = 0,
-    forwards = setmetatable({}, { __mode = "v" }),
-    urls = {}, -- the forwards behind `url`, by port
-    network = network == "host" and "host" or network and "rules" or "none",
-  }, Sandbox)
   return connect(box, network, limits)
+end
+
+M.snapshots = snapshots.list
+M.delete_snapshot = snapshots.delete
+
+-- ---------------------------------------------------------------- those that are there
+
+--- Serves the way out of one that was detached, unless somebody else does. It is looked at again
+--- when a program is started: who served it may have left.
+function take_over_network(box, limits)
+  if not box.detached or box.network ~= "rules" or box.proxy then
+    return true
+  end
+  local network, message, code, detail = read_network(box.rules)
+  if not network then
+    return nil, message, code, detail
+  end
+  box.environment = environment.merge(Sandbox.environment, proxies.environment())
+  box.proxy, message, code, detail = proxies.new(box, network, limits)
+  if not box.proxy and code ~= "busy" then
+    return nil, message, code, detail
+  end
+  return true
+end
+
+--- One that was detached, by its id or its name.
+---@return moonsand.local.Sandbox? sandbox, string? message, string? code, table? detail
+function M.connect(id, opts, limits)
+  for name in pairs(M.options) do
+    if opts[name] ~= nil then
+      return errors.fail("invalid", ("%s: only a sandbox that is made can be told that"):format(name))
+    end
+  end
+  local raw, about, code, detail = detached.join(id, limits)
+  if not raw then
+    return nil, about, code, detail
+  end
+  local box = new(raw, about)
+  box.id, box.name, box.metadata, box.created_at = about.id, about.name, about.metadata, about.created_at
+  box.detached = true
+  local ok, message
+  ok, message, code, detail = take_over_network(box, limits)
+  if not ok then
+    box:close()
+    return nil, message, code, detail
+  end
+  return box
+end
+
+---@return table[]? rows, string? message, string? code, table? detail
+function M.list()
+  return detached.list()
+end
+
+---@return true|nil ok, string? message, string? code, table? detail
+function M.destroy(id, _, limits)
+  return detached.destroy(id, limits)
 end
 
 M.kill_confirmed = KILL_CONFIRMED

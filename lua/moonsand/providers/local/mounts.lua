@@ -378,6 +378,24 @@ function M.describe(plan)
   return rows
 end
 
+--- What a snapshot has to know: what is under the sandbox's own files ("host" or "root"); what of its
+--- own it could not hold, if anything; the paths that are files of mounts, and not its own.
+---@return "host"|"root" base, string? unsaved, string[] kept
+function M.survey(plan)
+  local base, unsaved, kept = "host", nil, {}
+  for _, mount in ipairs(plan) do
+    if mount.root then
+      base = "root"
+    end
+    if mount.mode == "copy" and mount.is.kind == "directory" then
+      unsaved = unsaved or mount.label
+    elseif mount.mode == "copy" then
+      kept[#kept + 1] = mount.target
+    end
+  end
+  return base, unsaved, kept
+end
+
 function M.release(plan)
   for _, mount in ipairs(plan) do
     if mount.held then

@@ -136,12 +136,14 @@ function M.metrics(driver, limits)
   if not now then
     return nil, message, code, detail
   end
+  local bound = driver.groups and driver.groups.held.memory and driver.held.memory.value
+  local total = math.min(now.memory_total, bound or now.memory_total)
   return {
     cpu_percent = math.max(0, 100 * (now.cpu_time - first.cpu_time) / (now.at - first.at)),
     cpu_count = now.cpus,
     memory_used = options.integer(now.memory),
-    memory_total = options.integer(now.memory_total),
-    memory_percent = 100 * now.memory / now.memory_total,
+    memory_total = options.integer(total),
+    memory_percent = 100 * now.memory / total,
     processes = now.processes,
     disk_used = options.integer(now.disk_used),
     at = os.time(),
