@@ -159,6 +159,19 @@ describe("bwrap:", function()
       assert.truthy(refused({ isolation = "bwrap" }, "unavailable").cause:find "older than 0.8")
     end)
 
+    it("that may make no namespaces is understood", function()
+      for words, cause in pairs {
+        ["Creating new namespace failed: nesting depth or /proc/sys/user/max_*_namespaces exceeded (ENOSPC)"] =
+          "user.max_user_namespaces",
+        ["No permissions to create new namespace, likely because …"] = "namespaces",
+        ["Can't mount proc on /newroot/proc: Operation not permitted"] = "/proc is partly masked",
+      } do
+        script("understood", ("echo \"bwrap: %s\" >&2; exit 1"):format(words))
+        local detail = refused({ isolation = "bwrap" }, "unavailable")
+        assert.truthy(detail.cause:find(cause, 1, true), detail.cause)
+      end
+    end)
+
     it("is quoted when it fails, within bounds, its bytes harmless", function()
       script("fails", [[printf 'bwrap: \033[31mno\n' >&2; exit 1]])
       assert.equal("bwrap could not make it: ?[31mno", refused({ isolation = "bwrap" }, "unavailable").cause)

@@ -142,8 +142,7 @@ end
 local COMPLAINTS = {
   { "Unknown option", OLD_BWRAP },
   { "Can't mount proc", MASKED_PROC },
-  { "No permissions to creat", CLONE_OFF },
-  { "No space left", NO_NAMESPACES },
+  { "max_*_namespaces exceeded", NO_NAMESPACES },
   { "user namespace not available", NO_KERNEL_SUPPORT },
 }
 
@@ -155,6 +154,8 @@ local function bwrap_failed(words)
   end
   if M.machine.apparmor() and words:find "[Pp]ermi" then
     return APPARMOR_BWRAP
+  elseif words:find "^No permissions to creat" then
+    return clone_refused(core.errno.EPERM)
   end
   return { cause = "bwrap could not make it: " .. words, fix = "see bwrap(1)" }
 end
