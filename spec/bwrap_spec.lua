@@ -345,6 +345,43 @@ describe("bwrap:", function()
       end)
     end)
 
+    it("is held by the same limits", function()
+      -- in a process of its own: what keeps control groups stays until its end
+      local text, status = support.child [[
+        local moonsand = require "moonsand"
+        for _, launcher in ipairs { "native", "bwrap" } do
+          -- memory: where this machine has control groups, they hold the processes, too
+          moonsand.with({ isolation = launcher, limits = { memory = "64M", processes = 20 },
+            allow_unenforced = { "memory" } }, function(box)
+            local result = assert(box:exec "n=1; while sleep 100 & do n=$((n+1)); echo $n; done 2>/dev/null")
+            local held = box:info().limits
+            print(held.memory.by, held.processes.by, result.stdout:match "(%d+)%s*$")
+          end)
+        end]]
+      assert.equal(0, status, text)
+      local native_line, bwrap_line, rest = text:match "^(.-)\n(.-)\n(.*)$"
+      assert.equal(native_line, bwrap_line)
+      assert.truthy(native_line:find "%d+$", text)
+      assert.equal("", rest)
+    end)
+
+    it("lives on without its host when it is let go of", function()
+      local prefix = "env XDG_RUNTIME_DIR=" .. support.directory()
+      local text, status = support.child([[
+        local moonsand = require "moonsand"
+        local box = assert(moonsand.create { isolation = "bwrap", name = "below-bwrap" })
+        assert(box:exec "echo kept >file")
+        assert(box:detach { lifetime = 60 })]], prefix)
+      assert.equal(0, status, text)
+      text, status = support.child([[
+        local box = assert(require "moonsand".connect "below-bwrap")
+        io.write(box:info().isolation, " ", assert(box:exec "cat file").stdout)
+        assert(box:destroy(5))
+        io.write(#require "moonsand".list())]], prefix)
+      assert.equal(0, status, text)
+      assert.equal("bwrap kept\n0", text)
+    end)
+
     it("leaves nothing, however early its host is killed", function()
       for i = 1, 30 do
         local mark = ("ms-early-%d-%d"):format(native.getpid(), i)
