@@ -107,10 +107,9 @@ $(B)/obj/$(1)/%.o: src/%.c $(B)/flags
 $(B)/$(1)/moonsand/core.so: $(patsubst src/%.c,$(B)/obj/$(1)/%.o,$(MODULE_SRC))
 	$$(say) LINK $$@
 	@mkdir -p $$(@D)
-	$$(Q)$$(CC) $$(LIBFLAG) $$(CFLAGS) $$(LINK_FLAGS) -Wl,-z,nodelete $$^ -o $$@
+	$$(Q)$$(CC) $$(LIBFLAG) $$(CFLAGS) $$(LINK_FLAGS) $$^ -o $$@
 
-# Never unloaded: a thread of curl's may still ask a name server when the Lua state is closed. The
-# core neither: what ends sandboxes then makes objects that LuaJIT finalizes after its libraries.
+# Never unloaded: a thread of curl's may still ask a name server when the Lua state is closed.
 $(B)/$(1)/moonsand/net.so: $(patsubst src/%.c,$(B)/obj/$(1)/%.o,$(NET_SRC))
 	$$(say) LINK $$@
 	@mkdir -p $$(@D)

@@ -103,6 +103,137 @@ describe("moonsand.net", function()
     end
   end)
 
+  -- ---------------------------------------------------------------- the end of the Lua state
+
+  describe("a last wish", function()
+    --- Runs a program with a function `wish(name, options)`: what it wrote, how long its end took.
+    local function program(code)
+      local output = child(([[
+        local core = require "moonsand.core"
+        local clients = require "moonsand.wire.http"
+        local function wish(name, more)
+          local opts = { url = %q .. name, method = "DELETE", headers = { ["X-Wish"] = name } }
+          for key, value in pairs(more or {}) do opts[key] = value end
+          return clients.client():wish(opts)
+        end
+        ]]):format(server.url "/shown" .. "?count=") .. code .. "\nprint('end', core.now())")
+      local now = loop.now()
+      local before, began = output:match "^(.*)end%s+(%S+)\n$"
+      assert.is_string(before, output)
+      return before, now - tonumber(began)
+    end
+
+    it("is sent when the state is closed, as it was set up", function()
+      local name = server.name()
+      assert.equal("", (program(("kept = wish(%q)"):format(name))))
+      local count, lines = server.count(name)
+      assert.equal(1, count)
+      local head = table.concat(lines, "\n") .. "\n"
+      assert.truthy(head:find("DELETE /shown?count=" .. name, 1, true), head)
+      assert.truthy(head:find("X-Wish: " .. name .. "\n", 1, true), head)
+      assert.truthy(head:find("User-Agent: moonsand/", 1, true), head)
+    end)
+
+    it("is sent also when nobody holds it, and everything was loaded anew", function()
+      local name = server.name()
+      program(([[
+        wish(%q)
+        for key in pairs(package.loaded) do
+          if key:find "^moonsand" then package.loaded[key] = nil end
+        end
+        clients, wish = nil, nil
+        for _ = 1, 5 do collectgarbage() end
+        ]]):format(name))
+      assert.equal(1, (server.count(name)))
+    end)
+
+    it("is not sent before, whatever is collected", function()
+      local name = server.name()
+      local output = program(([[
+        wish(%q)
+        for _ = 1, 5 do collectgarbage() end
+        local base = os.getenv "BASE"
+        print(clients.call { url = base .. "/count?of=%s" }.count)]]):format(name, name))
+      assert.equal(0, tonumber(output), output)
+      assert.equal(1, (server.count(name)))
+    end)
+
+    it("is not sent once it was revoked", function()
+      local name = server.name()
+      assert.equal("moonsand.wish (wished)\nmoonsand.wish (over)\n", (program(([[
+        local w = wish(%q)
+        print(w)
+        w:revoke()
+        w:revoke()
+        print(w)]]):format(name))))
+      assert.equal(0, (server.count(name)))
+    end)
+
+    it("is sent over TLS, checked as ever", function()
+      local good, bad = server.name(), server.name()
+      program(([[
+        wish("", { url = %q, ca_file = %q })
+        wish("", { url = %q })]]):format(server.url("/shown", { count = good }, "https"),
+        server.start().ca_file, server.url("/shown", { count = bad }, "https")))
+      assert.equal(1, (server.count(good)))
+      assert.equal(0, (server.count(bad)))
+    end)
+
+    it("is sent side by side with hundreds", function()
+      local name = server.name()
+      program(("for i = 1, 300 do wish(%q) end"):format(name))
+      assert.equal(300, (server.count(name)))
+    end)
+
+    it("does not wait for who does not answer, nor longer than two seconds for all", function()
+      local name = server.name()
+      local _, took = program(([[
+        for i = 1, 100 do wish("", { url = %q }) end
+        wish("", { url = "http://127.0.0.1:1/" })
+        wish("", { url = "http://moonsand.invalid/" })]]):format(
+        server.raw("", { ["end"] = "hold", count = name })))
+      assert.is_true(took > 1.9 and took < 8, tostring(took))
+      assert.is_true((server.count(name)) >= 16)
+      _, took = program [[wish("", { url = "http://127.0.0.1:1/" })]]
+      assert.is_true(took < 1.9, tostring(took))
+    end)
+
+    it("is not sent by a forked child, which cannot wish by what is its parent's", function()
+      local name = server.name()
+      local output = program(([[
+        local w = wish(%q)
+        local native = require("support.init").native()
+        local child = native.fork()
+        if child == 0 then
+          os.exit(0, true)
+        end
+        native.wait(child)
+        local base = os.getenv "BASE"
+        print(clients.call { url = base .. "/count?of=%s" }.count)]]):format(name, name))
+      assert.equal(0, tonumber(output), output)
+      assert.equal(1, (server.count(name)))
+    end)
+
+    it("is none where the end must not be held up, or when it cannot be sent", function()
+      local client = http.client()
+      local refused, _, code = client:wish { url = "http://x y/" }
+      assert.is_nil(refused)
+      assert.equal("invalid", code)
+      assert.has_error(function()
+        client:wish { url = "http://x/", body = "some" }
+      end, "moonsand: client:wish: a wish has no body")
+      local host = {}
+      for key, value in pairs(loop.host()) do
+        host[key] = value
+      end
+      host.lingers = nil
+      loop.use(host)
+      local wish = client:wish { url = server.url "/hello" }
+      loop.use(nil)
+      assert.is_nil(wish)
+    end)
+  end)
+
   -- ---------------------------------------------------------------- names
 
   describe("a name that nobody answers for", function()

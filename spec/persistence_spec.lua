@@ -183,6 +183,23 @@ describe("a detached sandbox", function()
     assert.is_true(box:exec("sleep 10", { timeout = 0.1 }).timed_out)
   end)
 
+  it("is known with all that matters for a snapshot", function()
+    local box = moonsand.assert(moonsand.create {
+      name = "copied", mounts = { { source = directory, target = "/data", mode = "copy" } },
+    })
+    moonsand.assert(box:detach())
+    fails("unsupported", connect("copied"):snapshot "spec-copied")
+    detached("plain", nil, function(each)
+      assert(each.files:write("kept", "kept"))
+    end)
+    local name = "spec-plain-" .. native.getpid()
+    moonsand.assert(connect("plain"):snapshot(name))
+    local again = moonsand.assert(moonsand.create { snapshot = name })
+    assert.equal("kept", again.files:read "kept")
+    again:close()
+    moonsand.assert(moonsand.delete_snapshot(name))
+  end)
+
   it("is left as it was by a handle's end, but for what that started", function()
     local id, agent = detached("left", nil, function(box)
       box:start("exec sleep 1000", { background = true })
@@ -537,6 +554,32 @@ describe("a detached sandbox", function()
       fails("unsupported", box:detach())
       assert.is_true(box:exec("true").ok)
       box:close()
+    end)
+  end)
+
+  it("keeps its control groups, which are removed when it is over", function()
+    local output = elsewhere("x", [[
+      print(require("moonsand.core").getpid())
+      local box, _, code = moonsand.create { name = "grouped", limits = { memory = "64M" } }
+      print(box and box:detach() or code)
+      io.stdout:flush()
+      os.execute("kill -KILL $PPID")]])
+    if output:find "unavailable" then
+      return -- no control groups for this user, which is what limits.memory is refused for
+    end
+    local function groups()
+      return (support.run(("find /sys/fs/cgroup -name 'moonsand-%s-*' -type d 2>/dev/null"):format(
+        output:match "%d+")))
+    end
+    assert.truthy(groups():find "moonsand")
+    local box = connect "grouped"
+    assert.matches("^cgroup", box:info().limits.memory.by)
+    local r = moonsand.assert(box:exec "head -c 200M /dev/zero | tail -c 190M | wc -c")
+    assert.is_true(r.stdout ~= "199229440\n", "the limit does not hold any more")
+    moonsand.assert(box:destroy())
+    support.eventually(20, "groups were left", function()
+      local now = groups()
+      return now == "", now
     end)
   end)
 

@@ -495,6 +495,26 @@ describe("moonsand.task", function()
       assert.truthy(out:find("stack traceback", 1, true))
     end)
 
+    -- LuaJIT hung at the end: in a finalizer, no exit of a `pairs` loop that it compiled leads on
+    it("hears what nobody heard when the state is closed, except on LuaJIT: stderr does", function()
+      local out = script [[
+        local task = require "moonsand.task"
+        local function count(t)
+          local n = 0
+          for _, value in pairs(t) do n = n + (type(value) == "number" and value or #value) end
+          return n
+        end
+        for _ = 1, 200 do count { 1, 2, 3, a = 4, b = 5 } end
+        task.on_error = function(err)
+          io.stderr:write("heard ", err, count { a = "x", b = "y", 1 }, "\n")
+        end
+        kept = task.task(function() error("kept", 0) end)
+        task.sleep(0)
+      ]]
+      local expected = rawget(_G, "jit") and "moonsand: a task failed: kept" or "heard kept3"
+      assert.truthy(out:find(expected, 1, true), out)
+    end)
+
     it("may raise without harm", function()
       local out = script [[
         local task = require "moonsand.task"

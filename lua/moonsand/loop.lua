@@ -36,6 +36,8 @@
 ---   host.hold(waiter)  `park` in the running coroutine, for a generator made by `moonsand.wrap`
 ---                      that yielded PARK and the waiter (optional).
 ---   host.never_blocks  true where nothing but coroutines may wait (optional): `step` is refused.
+---   host.lingers       true where the end of the Lua state may be held up for the requests that
+---                      are left for it (optional).
 ---
 --- Where coroutines can vanish in a wait, with no error and no return (nginx, when a client goes
 --- away), the host has `vanishes = true`, finds that out, and calls `loop.abandon(waiter, why)`.
@@ -100,14 +102,6 @@ function M.reactor()
   end
   reactor, waiting = fresh, {}
   return reactor
-end
-
---- Gives the reactor's descriptors back; the next use makes another one.
-function M.close()
-  if reactor then
-    reactor:close()
-    reactor = nil
-  end
 end
 
 --- Monotonic seconds.

@@ -538,7 +538,9 @@ function M.new(opts, create)
   return setmetatable({
     core = core,
     guard = tasks.finalizer(function()
-      shut(core)
+      loop.spawn_late(function()
+        shut(core)
+      end)
     end),
   }, Pool)
 end

@@ -44,19 +44,27 @@ end
 ---@type fun(err: any, traceback: string)
 M.on_error = M.print_error
 
+--- Failures whose task is gone, unseen; told in the next turn of the loop.
+local untold = { list = {}, closing = false }
+
 local function report(failure)
   if failure.taken then
     return
   end
   failure.taken = true
-  local ok, err = pcall(M.on_error or M.print_error, failure.error, failure.traceback)
+  local handler = M.on_error or M.print_error
+  if untold.closing and jit then
+    handler = M.print_error -- we are in a finalizer, and a user's may well have a `pairs`
+  end
+  local ok, err = pcall(handler, failure.error, failure.traceback)
   if not ok then
     pcall(M.print_error, err, ("%s\n(raised by on_error)"):format(tostring(err)))
   end
 end
 
 --- An object whose end calls `fn`. The collector comes in the middle of anything, so `fn` only
---- takes notes.
+--- takes notes. What it calls has no `pairs`: LuaJIT (before August 2023) hangs in a finalizer where
+--- it leaves such a loop that it compiled.
 local function finalizer(fn)
   if newproxy then
     local guard = newproxy(true)
@@ -66,9 +74,6 @@ local function finalizer(fn)
   return setmetatable({}, { __gc = fn })
 end
 M.finalizer = finalizer
-
---- Failures whose task is gone, unseen; told in the next turn of the loop.
-local untold = { list = {}, closing = false }
 
 local function tell()
   local list = untold.list

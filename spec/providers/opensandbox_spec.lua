@@ -316,63 +316,124 @@ describe("moonsand.providers.opensandbox", function()
       end)
     end)
 
-    --- The Lua that runs a script to its end: LuaJIT only drives what is left without its compiler.
-    local interpreter = support.interpreter .. (rawget(_G, "jit") and " -joff" or "")
-
-    it("is ended when the state of its program ends, if it was left", function()
-      local script = support.write(support.directory() .. "/left.lua", ([[
+    --- Runs a program in which `create()` makes sandboxes and prints their ids: those ids, and how
+    --- long its end took.
+    local function program(text)
+      local script = support.write(support.directory() .. "/end.lua", ([[
         local moonsand = require "moonsand"
-        local how = ...
-        if how == "luv" then require "luv" end
-        box = assert(moonsand.create { provider = "opensandbox", image = "debian:12",
-          base_url = %q, api_key = %q })
-        print(box.id)
-        if how == "closed" then
-          box:close()
-        elseif how == "under way" then
-          box:close()
-          require("moonsand.loop").step(0)
-        elseif how == "task" then
-          moonsand.task(function() while true do moonsand.sleep(0.001) print "alive" end end)
-        end]]):format(fake.url, fake.key))
-      for _, how in ipairs { "left", "closed", "under way", "task", "luv" } do
-        local began = core.now()
-        local output = support.run(("LUA_PATH=%s LUA_CPATH=%s timeout 20 %s %s '%s'"):format(
-          support.quote(package.path), support.quote(package.cpath), interpreter, script, how))
-        assert.is_true(core.now() - began < 10)
-        local id = output:match "^(%S+)\n$"
-        assert.is_string(id, how .. ": " .. output)
-        for _, one in ipairs(fake:sandboxes()) do
-          assert.are_not.equal(id, one.id, how)
+        local function create()
+          local made = assert(moonsand.create { provider = "opensandbox", image = "debian:12",
+            base_url = %q, api_key = %q })
+          print(made.id)
+          return made
         end
+        ]]):format(fake.url, fake.key) .. text .. "\nprint('end', require('moonsand.core').now())")
+      local output, status = support.run(("LUA_PATH=%s LUA_CPATH=%s timeout 40 %s %s"):format(
+        support.quote(package.path), support.quote(package.cpath), support.interpreter, script))
+      assert.equal(0, status, output)
+      local now, ids = core.now(), {}
+      local began = output:match "\nend%s+(%S+)\n$"
+      for id in output:gsub("end%s.*", ""):gmatch "%S+" do
+        ids[#ids + 1] = id
+      end
+      return ids, began and now - began
+    end
+
+    --- How many of these sandboxes there are, and how often one was asked to end.
+    local function count(ids)
+      local there, asked = 0, 0
+      for _, id in ipairs(ids) do
+        for _, one in ipairs(fake:sandboxes()) do
+          there = there + (one.id == id and 1 or 0)
+        end
+        asked = asked + #requests("DELETE", "^/sandboxes/" .. id:gsub("%-", "%%-") .. "$")
+      end
+      return there, asked
+    end
+
+    for how, text in pairs {
+      ["left"] = "box = create()",
+      ["left in a program of luv's"] = [[require "luv"; box = create()]],
+      ["left by a program that was busy"] = [[
+        box = create()
+        local r = assert(box:exec "seq 20000")
+        local lines = {}
+        for line in r.stdout:gmatch "[^\n]+" do lines[#lines + 1] = { line } end
+        local p = assert(box:start("seq 20000; sleep 1000", { stdin = false }))
+        for i = 1, 20000 do assert(p.stdout:read("l", 20) == lines[i][1]) end]],
+      ["left with what runs in it"] = [[
+        box = create()
+        p, q = assert(box:start("cat")), assert(box:start("sleep 1000", { pty = true }))
+        moonsand.task(function() while true do moonsand.sleep(0.001) p.stdin:write "x" end end)
+        moonsand.task(function() while true do p.stdout:read(1) end end)
+        moonsand.sleep(0.1)]],
+      ["closed"] = "create():close()",
+      ["closed, and told so"] = [[create():close() require("moonsand.loop").step(0)]],
+      ["dropped"] = "create() collectgarbage() collectgarbage()",
+    } do
+      it("is ended with the Lua state when it was " .. how, function()
+        local ids = program(text)
+        assert.equal(1, #ids, table.concat(ids, " "))
+        local there, asked = count(ids)
+        assert.equal(0, there)
+        assert.is_true(asked == 1 or asked == 2 and how == "closed, and told so")
+      end)
+    end
+
+    it("is ended with the Lua state beside all others", function()
+      local ids = program "boxes = {} for i = 1, 40 do boxes[i] = create() end"
+      assert.equal(40, #ids)
+      assert.same({ 0, 40 }, { count(ids) })
+    end)
+
+    it("is not ended again with the Lua state", function()
+      local ids = program [[
+        assert(create():destroy())
+        create():close()
+        assert(moonsand.flush())]]
+      assert.same({ 0, 2 }, { count(ids) })
+    end)
+
+    it("is not ended by a process forked from its owner's", function()
+      local ids = program [[
+        local native = require("support.init").native()
+        box = create()
+        io.stdout:flush()
+        local child = native.fork()
+        if child == 0 then
+          box = nil
+          collectgarbage() collectgarbage()
+          require("moonsand.loop").step(0)
+          os.exit(0, true)
+        end
+        native.wait(child)
+        assert(box:exec "true")]]
+      assert.same({ 0, 1 }, { count(ids) })
+    end)
+
+    it("is left where the end must not be held up, or none comes", function()
+      for _, text in ipairs {
+        "box = create() io.stdout:flush() os.exit(0)",
+        [[local loop, host = require "moonsand.loop", {}
+          for key, value in pairs(loop.host()) do host[key] = value end
+          host.lingers = nil
+          loop.use(host)
+          box = create()]],
+      } do
+        local ids = program(text)
+        assert.same({ 1, 0 }, { count(ids) }, text)
+        assert.is_true(moonsand.destroy(ids[1], options()))
       end
     end)
 
     it("does not keep a program whose service is silent from its end", function()
-      local script = support.write(support.directory() .. "/silent.lua", ([[
-        box = assert(require("moonsand").create { provider = "opensandbox", image = "debian:12",
-          base_url = %q, api_key = %q })]]):format(fake.url, fake.key))
-      fault { service = "lifecycle", method = "DELETE", fault = "hang", times = 1 }
-      local began = core.now()
-      local output = support.run(("LUA_PATH=%s LUA_CPATH=%s timeout 20 %s %s"):format(
-        support.quote(package.path), support.quote(package.cpath), interpreter, script))
-      assert.equal("", output)
-      local took = core.now() - began
-      assert.is_true(took > 1.5 and took < 10, tostring(took))
+      fault { service = "lifecycle", method = "DELETE", fault = "hang", times = 100 }
+      local ids, took = program "boxes = {} for i = 1, 5 do boxes[i] = create() end"
+      local there, asked = count(ids)
+      fake:clear()
+      assert.same({ 5, 5 }, { there, asked })
+      assert.is_true(took > 1.9 and took < 8, tostring(took))
     end)
-
-    if rawget(_G, "jit") then
-      it("is left where LuaJIT compiles, which would hang", function()
-        local script = support.write(support.directory() .. "/compiled.lua", ([[
-          box = assert(require("moonsand").create { provider = "opensandbox", image = "debian:12",
-            base_url = %q, api_key = %q })
-          print(box.id)]]):format(fake.url, fake.key))
-        local output, status = support.run(("LUA_PATH=%s LUA_CPATH=%s timeout 20 %s %s"):format(
-          support.quote(package.path), support.quote(package.cpath), support.interpreter, script))
-        assert.equal(0, status)
-        assert.is_true(moonsand.destroy(output:match "^(%S+)\n$", options()))
-      end)
-    end
 
     it("says what it can", function()
       for name, how in pairs { argv = "native", stdin = "native", pty = "native", pause = "native",

@@ -2,5 +2,5 @@
 require("moonsand").register("bare", require "providers.bare")
 require "providers.suite" ("bare", {
   create = { provider = "bare" },
-  lacks = { "pause", "resume", "snapshot", "set_lifetime", "url" },
+  lacks = { "pause", "resume", "snapshot", "set_lifetime", "url", "background" },
 })

@@ -519,6 +519,28 @@ return function(name, opts)
       end)
     end)
 
+    if not lacks.background then
+      it("has programs in the background, which are found again", function()
+        local p = assert(box:start("echo one; echo two; while [ ! -e go-on ]; do sleep 0.05; done; echo three",
+          { background = true }))
+        assert.equal("one", p.stdout:read("l", 20))
+        local id, since = p.id, assert(p:offsets())
+        assert.is_true(p:detach())
+        local q = assert(box:attach(id, { since = since }))
+        assert.equal("two", q.stdout:read("l", 20))
+        local rows = assert(box:processes())
+        local found
+        for _, row in ipairs(rows) do
+          found = found or row.id == id and row
+        end
+        assert.is_table(found)
+        assert(box.files:write("go-on", ""))
+        assert.equal("three", q.stdout:read("l", 20))
+        assert.is_true(assert(q:wait(20)).ok)
+        assert.equal("one\ntwo\nthree\n", assert(q:log()).stdout)
+      end)
+    end
+
     describe("what it lacks", function()
       for _, call in ipairs { { "pause" }, { "resume" }, { "snapshot" }, { "set_lifetime", 60 },
         { "url", 80 } } do

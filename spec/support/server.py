@@ -127,6 +127,7 @@ def echo(connection, request):
 def shown(connection, request):
     """The request as it came."""
     body = request.body()
+    note(request, request.lines)
     text = json.dumps({"head": request.lines, "body": body.hex(), "port": connection.port})
     connection.answer(200, text.encode(), [("Content-Type", "application/json")])
 

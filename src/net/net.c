@@ -244,8 +244,10 @@ static int net_running(lua_State *L) {
 
 static int net_gc(lua_State *L) {
   ms_net_box *box = luaL_checkudata(L, 1, MS_NET_TYPE);
-  if (box->net)
+  if (box->net) {
+    ms_wishes_send(box->net);
     ms_net_unref(box->net);
+  }
   box->net = NULL;
   return 0;
 }
@@ -262,10 +264,8 @@ __attribute__((visibility("default"))) int luaopen_moonsand_net(lua_State *L);
 
 int luaopen_moonsand_net(lua_State *L) {
   static const luaL_Reg methods[] = {
-      {"start", ms_transfer_start},
-      {"close_idle", net_close_idle},
-      {"running", net_running},
-      {NULL, NULL},
+      {"start", ms_transfer_start}, {"wish", ms_wish_new}, {"close_idle", net_close_idle},
+      {"running", net_running},     {NULL, NULL},
   };
   static const luaL_Reg meta[] = {{"__gc", net_gc}, {NULL, NULL}};
   CURLcode code = curl_global_init(CURL_GLOBAL_DEFAULT);
@@ -286,6 +286,7 @@ int luaopen_moonsand_net(lua_State *L) {
   lua_pushcfunction(L, net_version);
   lua_setfield(L, -2, "version"); /* net.version */
   ms_transfer_open(L);
+  ms_wish_open(L);
   ms_websocket_open(L);
   ms_codec_open(L);
   return 1;

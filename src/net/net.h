@@ -27,6 +27,7 @@ typedef struct ms_net {
   size_t running;             /* transfers in `multi` */
   CURL *spare[MS_NET_SPARES]; /* owned: easy handles to be used again */
   size_t spares;
+  struct ms_last *last; /* owned: requests to be sent when this is collected */
 } ms_net;
 
 ms_net *ms_net_check(lua_State *L, int index);
@@ -62,7 +63,12 @@ int ms_transfer_start(lua_State *L);
  * now. NULL when it is not so. */
 CURL *ms_transfer_take_easy(lua_State *L, int index);
 
+/* wish.c: sends `net->last`, which takes two seconds at most; the method `net:wish`. */
+void ms_wishes_send(ms_net *net);
+int ms_wish_new(lua_State *L);
+
 void ms_transfer_open(lua_State *L);  /* transfer.c: the type only */
+void ms_wish_open(lua_State *L);      /* wish.c: the type only */
 void ms_websocket_open(lua_State *L); /* websocket.c: the type only */
 void ms_codec_open(lua_State *L);     /* codec.c: net.lines, net.sse, net.envelopes, net.utf8 */
 

@@ -11,11 +11,11 @@
 #include "../buffer.h"
 #include "../compat.h"
 #include "net.h"
+#include "request.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
-#include <sys/socket.h>
 
 #define TYPE_NAME "moonsand.transfer"
 #define HIGH_WATER ((size_t)256 * 1024)
@@ -83,12 +83,6 @@ static int about_to_send(void *user, char *remote, char *local, int remote_port,
   }
   t->sends++;
   return CURL_PREREQFUNC_OK;
-}
-
-/* curl's own sockets would be open in every program that the host starts. */
-static curl_socket_t open_socket(void *user, curlsocktype purpose, struct curl_sockaddr *address) {
-  (void)user, (void)purpose;
-  return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
 }
 
 static bool append(ms_buffer *b, const char *bytes, size_t count) {
@@ -232,53 +226,10 @@ static void transfer_close(ms_transfer *t, const char *problem) {
 
 /* Setting up ---------------------------------------------------------------------------------- */
 
-/* The string at options[name], which the options anchor; NULL when there is none. */
-static const char *option(lua_State *L, const char *name, size_t *length) {
-  lua_getfield(L, 2, name);
-  const char *text = lua_isnil(L, -1) ? NULL : luaL_checklstring(L, -1, length);
-  lua_pop(L, 1);
-  return text;
-}
-
-static bool flag(lua_State *L, const char *name) {
-  lua_getfield(L, 2, name);
-  bool on = lua_toboolean(L, -1);
-  lua_pop(L, 1);
-  return on;
-}
-
-static double number(lua_State *L, const char *name, double otherwise) {
-  lua_getfield(L, 2, name);
-  double value = luaL_optnumber(L, -1, otherwise);
-  lua_pop(L, 1);
-  return value;
-}
-
-/* Milliseconds for curl, to whom 0 means none. */
-static long milliseconds(double seconds) {
-  double value = seconds * 1e3 + 0.999;
-  return value < 1 ? 1 : value > 2e9 ? 2000000000L : (long)value;
-}
-
-static void set_headers(lua_State *L, ms_transfer *t) {
-  lua_getfield(L, 2, "headers");
-  luaL_checktype(L, -1, LUA_TTABLE);
-  size_t count = lua_rawlen(L, -1);
-  for (size_t i = 1; i <= count; i++) {
-    lua_rawgeti(L, -1, (int)i);
-    struct curl_slist *longer = curl_slist_append(t->headers, luaL_checkstring(L, -1));
-    if (!longer)
-      luaL_error(L, "not enough memory");
-    t->headers = longer;
-    lua_pop(L, 1);
-  }
-  lua_pop(L, 1);
-  curl_easy_setopt(t->easy, CURLOPT_HTTPHEADER, t->headers);
-}
-
-static void set_body(lua_State *L, ms_transfer *t, const char *method) {
+static void set_body(lua_State *L, ms_transfer *t) {
   size_t length = 0;
-  const char *body = option(L, "body", &length);
+  const char *body = ms_request_option(L, "body", &length);
+  const char *method = ms_request_option(L, "method", NULL);
   if (t->feeds) {
     curl_easy_setopt(t->easy, CURLOPT_UPLOAD, 1L);
     curl_easy_setopt(t->easy, CURLOPT_INFILESIZE_LARGE, t->body_size);
@@ -289,66 +240,27 @@ static void set_body(lua_State *L, ms_transfer *t, const char *method) {
     curl_easy_setopt(t->easy, CURLOPT_POST, 1L);
     curl_easy_setopt(t->easy, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)length);
     curl_easy_setopt(t->easy, CURLOPT_POSTFIELDS, body);
-  } else if (strcmp(method, "HEAD") == 0) {
+  } else if (method && strcmp(method, "HEAD") == 0) {
     curl_easy_setopt(t->easy, CURLOPT_NOBODY, 1L);
   }
-  curl_easy_setopt(t->easy, CURLOPT_CUSTOMREQUEST, method);
 }
 
-static long http_version(const char *version) {
-  if (version && strcmp(version, "1.1") == 0)
-    return CURL_HTTP_VERSION_1_1;
-  return version ? CURL_HTTP_VERSION_2 : CURL_HTTP_VERSION_2TLS;
-}
-
-static void set_connection(lua_State *L, ms_transfer *t) {
-  CURL *easy = t->easy;
-  const char *proxy = option(L, "proxy", NULL);
-  const char *ca_file = option(L, "ca_file", NULL);
-  if (proxy)
-    curl_easy_setopt(easy, CURLOPT_PROXY, proxy);
-  if (ca_file) {
-    curl_easy_setopt(easy, CURLOPT_CAINFO, ca_file);
-    curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
-    curl_easy_setopt(easy, CURLOPT_PROXY_CAINFO, ca_file);
-  }
-  curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, http_version(option(L, "version", NULL)));
-  curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, milliseconds(number(L, "connect_timeout", 30)));
-  if (flag(L, "fresh")) {
-    curl_easy_setopt(easy, CURLOPT_FRESH_CONNECT, 1L);
-    curl_easy_setopt(easy, CURLOPT_FORBID_REUSE, 1L);
-  }
-  if (t->connect_only) {
-    curl_easy_setopt(easy, CURLOPT_CONNECT_ONLY, 1L);
-    curl_easy_setopt(easy, CURLOPT_FRESH_CONNECT, 1L);
-    curl_easy_setopt(easy, CURLOPT_HTTPPROXYTUNNEL, 1L);
-  }
-}
-
-static void set_always(ms_transfer *t) {
+static void set_answer(ms_transfer *t) {
   CURL *easy = t->easy;
   curl_easy_setopt(easy, CURLOPT_PRIVATE, t);
   curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, t->error);
-  curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
-  curl_easy_setopt(easy, CURLOPT_PATH_AS_IS, 1L);
-  curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
-  curl_easy_setopt(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
   curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, t->compressed ? BUFFER_SIZE_PACKED : BUFFER_SIZE);
   curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, body_arrived);
   curl_easy_setopt(easy, CURLOPT_WRITEDATA, t);
   curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_arrived);
   curl_easy_setopt(easy, CURLOPT_HEADERDATA, t);
-  curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
   curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, about_to_send);
   curl_easy_setopt(easy, CURLOPT_PREREQDATA, t);
-#if CURL_AT_LEAST_VERSION(7, 85, 0)
-  curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
-#else
-  curl_easy_setopt(easy, CURLOPT_PROTOCOLS, (long)(CURLPROTO_HTTP | CURLPROTO_HTTPS));
-#endif
-#if CURL_AT_LEAST_VERSION(7, 87, 0)
-  curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L); /* or a close waits for a name server's answer */
-#endif
+  if (t->connect_only) {
+    curl_easy_setopt(easy, CURLOPT_CONNECT_ONLY, 1L);
+    curl_easy_setopt(easy, CURLOPT_FRESH_CONNECT, 1L);
+    curl_easy_setopt(easy, CURLOPT_HTTPPROXYTUNNEL, 1L);
+  }
   if (t->compressed)
     curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "");
 }
@@ -368,27 +280,23 @@ int ms_transfer_start(lua_State *L) {
   lua_rawseti(L, -2, 1);
   lua_setuservalue(L, -2); /* the options live as long as the transfer */
 
-  t->safe = flag(L, "safe");
-  t->compressed = flag(L, "compressed");
-  t->connect_only = flag(L, "connect_only");
-  t->feeds = flag(L, "feed");
-  t->body_size = (curl_off_t)number(L, "size", -1);
+  t->safe = ms_request_flag(L, "safe");
+  t->compressed = ms_request_flag(L, "compressed");
+  t->connect_only = ms_request_flag(L, "connect_only");
+  t->feeds = ms_request_flag(L, "feed");
+  t->body_size = (curl_off_t)ms_request_number(L, "size", -1);
   t->net = ms_net_ref(net);
   net->core->init(net->reactor, &t->wait);
   t->easy = ms_net_easy(net);
   if (!t->easy)
     return luaL_error(L, "not enough memory");
-  set_always(t);
-  set_connection(L, t);
-  set_headers(L, t);
-  const char *url = option(L, "url", NULL);
-  const char *method = option(L, "method", NULL);
-  set_body(L, t, method ? method : "GET");
-  curl_easy_setopt(t->easy, CURLOPT_URL, url);
-  double timeout = number(L, "timeout", 0);
+  ms_request_set(L, t->easy, &t->headers);
+  set_body(L, t);
+  set_answer(t);
+  double timeout = ms_request_number(L, "timeout", 0);
   if (timeout != 0) {
     t->deadline = net->core->now() + timeout;
-    curl_easy_setopt(t->easy, CURLOPT_TIMEOUT_MS, milliseconds(timeout));
+    curl_easy_setopt(t->easy, CURLOPT_TIMEOUT_MS, ms_request_milliseconds(timeout));
   }
   t->added = true;
   CURLMcode code = ms_net_add(net, t->easy);

@@ -175,7 +175,7 @@ it as they are; no shell sees them. `-c` gives a text to the shell instead.]],
     summary = "an interactive shell in a new sandbox",
     text = [[
 Starts a shell, on a terminal of its own where the provider has terminals; elsewhere it is given line
-after line. `exit` or Ctrl-D ends it, and the sandbox with all that is in it.]],
+after line. `exit` or Ctrl-D ends it, and a new sandbox with all that is in it.]],
     groups = { "program", "place", "files", "sandbox" },
     least = 0,
     most = 0,

@@ -59,6 +59,7 @@ end
 
 return require "moonsand.hosts.uv"(uv, {
   name = "luv",
+  lingers = true,
   defer = defer,
   raise = raise,
   at_once = true,

@@ -14,7 +14,7 @@
 
 local loop = require "moonsand.loop"
 
-local M = { name = "plain" }
+local M = { name = "plain", lingers = true }
 
 local tasks = setmetatable({}, { __mode = "k" }) -- the coroutines that are resumed here
 local queue, first, last = {}, 1, 0 -- of items { thread = coroutine }; a woken waiter is one
@@ -121,12 +121,6 @@ function M.wake(waiter)
   if waiter.thread then
     push(waiter)
   end
-end
-
---- Forgets who could go on: at the end of the state, nobody but what the end itself needs may.
-function M.reset()
-  tasks, current = setmetatable({}, { __mode = "k" }), nil
-  queue, first, last = {}, 1, 0
 end
 
 function M.spawn(fn)

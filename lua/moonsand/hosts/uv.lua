@@ -11,6 +11,7 @@ local loop = require "moonsand.loop"
 
 ---@class moonsand.UvHost what luv.lua and nvim.lua add
 ---@field name string
+---@field lingers? boolean as in loop.lua
 ---@field defer fun(run: fun()) calls it in a turn of the loop of its own; called again only after that
 ---@field raise fun(message: string) raises it where the host shows what its callbacks raise
 ---@field at_once boolean coroutines may go on in the callback of the poll handle
@@ -31,7 +32,7 @@ end
 ---@param how moonsand.UvHost
 ---@return table host see loop.lua
 return function(uv, how)
-  local M = { name = how.name }
+  local M = { name = how.name, lingers = how.lingers }
 
   local tasks = setmetatable({}, { __mode = "k" }) -- the coroutines that `spawn` made
   local queue, first, last = {}, 1, 0 -- of items { thread = coroutine }; a woken waiter is one

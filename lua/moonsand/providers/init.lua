@@ -1,11 +1,9 @@
 --- The providers by name. Ours are loaded when they are first asked for; a user's own are
 --- registered. What a provider has to give: doc/providers.md.
 
-local core = require "moonsand.core"
 local errors = require "moonsand.errors"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
-local tasks = require "moonsand.task"
 
 local M = {}
 
@@ -14,7 +12,6 @@ local ours = {
   opensandbox = "moonsand.providers.opensandbox",
 }
 local registered = {}
-local watched = {} -- ours that were loaded
 
 --- What `box:can` may be asked of every sandbox, beyond a provider's own names.
 M.capabilities = {
@@ -24,75 +21,6 @@ M.capabilities = {
   "limits.disk", "limits.inodes", "limits.processes", "limits.open_files", "limits.file_size",
   "limits.cpu_time",
 }
-
--- ---------------------------------------------------------------- ends that are still under way
-
---- How long they may hold up the end of the Lua state.
-local AT_END = 2
-
---- Whether they may: not where a server or an editor ends, and not where LuaJIT compiles, which
---- hangs when what it has compiled runs in finalizers (trace stitching, 2.1.0-beta3).
-local function may_hold_up()
-  local host = loop.host().name
-  return (host == "plain" or host == "luv") and not (jit and jit.status())
-end
-
-local pid = core.getpid()
-local pending, ended = {}, nil -- ends that have not come: { fn, begun }
-
---- For a `close` that cannot be done at once: `fn` runs in a coroutine of its own and may wait.
---- `moonsand.flush` waits for it, and so does the end of the state, for a while: `fn` may be called
---- a second time then.
----@param fn fun(limits: moonsand.Limits)
-function M.ending(fn)
-  ended = ended or loop.signal()
-  local entry = { fn = fn, begun = false }
-  pending[entry] = true
-  loop.spawn_late(function()
-    entry.begun = true
-    pcall(fn, loop.limits(nil, true))
-    pending[entry] = nil
-    ended:wake()
-  end)
-end
-
---- Drives them when the state is closed. What was open is finalized by then, and nobody's coroutine
---- may go on, so the loop is a fresh one, and what was under way begins again.
-local function drive_at_end()
-  loop.use "plain"
-  loop.host().reset()
-  local last = loop.now() + AT_END
-  for entry in pairs(pending) do
-    if entry.begun then
-      loop.spawn(function()
-        pcall(entry.fn, { deadline = last, shield = true })
-        pending[entry] = nil
-      end)
-    end
-  end
-  while next(pending) and loop.now() < last do
-    loop.step(last - loop.now())
-  end
-end
-
---- Drives what is pending at the end of the state: made after a provider's C libraries were loaded,
---- which LuaJIT unloads in their turn, and before its sandboxes, it is finalized between the two.
---- Where it is kept nothing ends it but that, such as a file that is loaded anew.
-local function watch_end()
-  local guard = tasks.finalizer(function()
-    if next(pending) and pid == core.getpid() and may_hold_up() then
-      pcall(drive_at_end)
-      local http = package.loaded["moonsand.wire.http"]
-      if http then
-        http.close_idle() -- Lua 5.4 finalizes nothing that is made now
-      end
-      loop.close()
-    end
-  end)
-  debug.getregistry()[guard] = true
-end
-
--- ---------------------------------------------------------------- providers by name
 
 local function check(name, provider, level)
   if type(name) ~= "string" or name == "" then
@@ -125,7 +53,6 @@ function M.register(name, provider)
   provider.options = provider.options or {}
   provider.capabilities = provider.capabilities or {}
   registered[name] = provider
-  watch_end()
 end
 
 --- The names of all providers.
@@ -147,12 +74,7 @@ function M.find(name)
   if registered[name] then
     return registered[name]
   elseif ours[name] then
-    local provider = require(ours[name])
-    if not watched[name] then
-      watched[name] = true
-      watch_end()
-    end
-    return provider
+    return require(ours[name])
   end
   local known = {}
   for _, each in ipairs(M.names()) do
@@ -194,18 +116,31 @@ function M.ask(provider, call, ...)
   return provider[call](...)
 end
 
+-- ---------------------------------------------------------------- ends that are still under way
+
+local endings, ended = 0, nil
+
+--- For a `close` that cannot be done at once: `fn` runs in a coroutine of its own and may wait.
+--- `moonsand.flush` waits for it.
+---@param fn fun(limits: moonsand.Limits)
+function M.ending(fn)
+  ended = ended or loop.signal()
+  endings = endings + 1
+  loop.spawn_late(function()
+    pcall(fn, loop.limits(nil, true))
+    endings = endings - 1
+    ended:wake()
+  end)
+end
+
 --- Waits until every sandbox that was closed is gone.
 ---@param limits moonsand.Limits
 ---@return true|nil ok, string? message, string? code, table? detail
 function M.flush(limits)
-  while next(pending) do
+  while endings > 0 do
     local message, code, detail = loop.wait(limits, ended)
     if message then
-      local count = 0
-      for _ in pairs(pending) do
-        count = count + 1
-      end
-      return errors.fail(code, ("%d ends have not come yet: %s"):format(count, message), detail)
+      return errors.fail(code, ("%d ends have not come yet: %s"):format(endings, message), detail)
     end
   end
   return true

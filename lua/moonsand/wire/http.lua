@@ -181,6 +181,21 @@ local function plan_of(request)
   }
 end
 
+--- What src/net/request.c sets up.
+local function wire_of(plan)
+  local request = plan.request
+  return {
+    url = plan.url,
+    method = plan.method,
+    headers = plan.headers,
+    connect_timeout = request.connect_timeout,
+    proxy = request.proxy == false and "" or request.proxy ~= true and request.proxy or nil,
+    ca_file = request.ca_file,
+    version = request.version,
+    fresh = request.fresh,
+  }
+end
+
 ---@param limits moonsand.Limits
 local function start(plan, limits)
   local connected, message, code, detail = network()
@@ -196,23 +211,14 @@ local function start(plan, limits)
   if idempotent == nil then
     idempotent = SAFE[plan.method] or false
   end
-  local text = source and source.text
-  return connected:start {
-    url = plan.url,
-    method = plan.method,
-    headers = plan.headers,
-    body = text or not source and WITH_BODY[plan.method] and "" or nil,
-    feed = source ~= nil and not text,
-    size = source and not text and source.size or nil,
-    timeout = left,
-    connect_timeout = request.connect_timeout,
-    proxy = request.proxy == false and "" or request.proxy ~= true and request.proxy or nil,
-    ca_file = request.ca_file,
-    version = request.version,
-    compressed = request.compressed,
-    fresh = request.fresh,
-    safe = idempotent,
-  }
+  local text, wire = source and source.text, wire_of(plan)
+  wire.body = text or not source and WITH_BODY[plan.method] and "" or nil
+  wire.feed = source ~= nil and not text
+  wire.size = source and not text and source.size or nil
+  wire.timeout = left
+  wire.compressed = request.compressed
+  wire.safe = idempotent
+  return connected:start(wire)
 end
 
 -- ---------------------------------------------------------------- how it fails
@@ -648,7 +654,31 @@ function Client:call(opts)
   return value, response, code, detail
 end
 
---- The same without a client.
+--- A request without a body for the end of the Lua state, if `wish:revoke()` is not called before:
+--- it is sent then without Lua, once, side by side with others of its kind, for two seconds at most
+--- in all, and nobody looks at the answer. Nil where the host's end must not be held up.
+---@param opts moonsand.http.Request
+---@return { revoke: fun(self) }? wish, string? message, string? code, table? detail
+function Client:wish(opts)
+  opts = options.check("client:wish", opts, REQUEST)
+  if opts.body or opts.json or opts.multipart then
+    errors.raise(2, "client:wish: a wish has no body")
+  elseif not loop.host().lingers then
+    return nil
+  end
+  local plan, message, code, detail = prepare(self, opts)
+  if not plan then
+    return nil, message, code, detail
+  end
+  local connected
+  connected, message, code, detail = network()
+  if not connected then
+    return nil, message, code, detail
+  end
+  return connected:wish(wire_of(plan))
+end
+
+--- `request`, `open` and `call` without a client.
 function M.request(opts)
   opts = options.check("http.request", opts, REQUEST)
   return errors.outcome(request(NONE, opts))

@@ -1,7 +1,6 @@
 --- JSON as the wire wants it: lua-cjson for what is read and for text, numbers and structure with
 --- the care that services want: sorted keys, `[]` told from `{}`, no text that is not UTF-8, bounds.
 
-local cjson = require "cjson" -- here, not at first use: see watch_end in providers/init.lua
 local errors = require "moonsand.errors"
 local net = require "moonsand.net"
 local options = require "moonsand.options"
@@ -30,14 +29,14 @@ function M.array(t)
 end
 
 local decoders = {} -- by depth
-local own -- a cjson with our settings
+local cjson
 
 local function library()
-  if not own then
-    own = cjson.new()
-    own.encode_number_precision(14)
+  if not cjson then
+    cjson = require("cjson").new()
+    cjson.encode_number_precision(14)
   end
-  return own
+  return cjson
 end
 
 local function decoder(depth)

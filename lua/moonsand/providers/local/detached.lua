@@ -136,10 +136,6 @@ function M.detach(box, opts, fields, limits)
   elseif type(box.rules) == "table" and box.rules.resolve then
     return errors.fail("unsupported",
       "detach: network.resolve is a function of this process; nobody else could look names up")
-  elseif box.groups then
-    return errors.fail("unsupported",
-      "detach: its control groups are looked after by this process, and would end with it",
-      { fix = "limits.memory and limits.cpus of the whole are for sandboxes that stay" })
   end
   local idle = opts.idle_timeout
   if idle == nil then

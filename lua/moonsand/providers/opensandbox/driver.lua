@@ -2,6 +2,7 @@
 
 local contexts = require "moonsand.providers.opensandbox.contexts"
 local commands = require "moonsand.providers.opensandbox.command"
+local core = require "moonsand.core"
 local errors = require "moonsand.errors"
 local events = require "moonsand.providers.opensandbox.events"
 local files = require "moonsand.providers.opensandbox.files"
@@ -25,6 +26,13 @@ local KEPT = 100 -- finished programs that `processes` remembers
 --- Between two pings, for one, and for all of them when nobody says how long.
 local LOOK, ONE_PING, READY = 0.2, 5, 30
 
+---@class moonsand.opensandbox.Life what is to be ended, also once the driver is collected
+---@field service moonsand.opensandbox.Service
+---@field id string
+---@field pid integer of the process that made it: what a forked child collects is not its own
+---@field over boolean it is being ended, or is not ours
+---@field wish? table that it is ended with the Lua state, until it was ended before
+
 ---@class moonsand.opensandbox.Driver
 ---@field id string
 ---@field name? string
@@ -37,7 +45,7 @@ local LOOK, ONE_PING, READY = 0.2, 5, 30
 ---@field owned boolean
 ---@field paused boolean
 ---@field private ended "gone"|"closed"|nil
----@field private life { over: boolean } whether nothing is left to be ended when it is collected
+---@field private life moonsand.opensandbox.Life
 ---@field private guard any
 ---@field private asides moonsand.Token cancelled when nothing has to be cleaned up any more
 ---@field private running table<moonsand.EventProgram, true>
@@ -110,6 +118,24 @@ local function end_programs(self)
   self.running, self.attached = weak_keys(), weak_keys()
 end
 
+---@param life moonsand.opensandbox.Life
+local function delete(life, limits)
+  life.over = true
+  local ok, message, code, detail = life.service:delete(life.id, limits)
+  if ok and life.wish then
+    life.wish:revoke()
+  end
+  return ok, message, code, detail
+end
+
+---@param life moonsand.opensandbox.Life
+local function delete_later(life)
+  life.over = true
+  providers.ending(function(limits)
+    delete(life, limits)
+  end)
+end
+
 --- Ends it, if it is ours; at once, without waiting. Idempotent.
 function Driver:close()
   if self.ended == "closed" then
@@ -119,21 +145,19 @@ function Driver:close()
     self.ended = "closed"
     return
   end
-  self.ended, self.life.over = "closed", true
+  self.ended = "closed"
   self.asides:cancel()
   end_programs(self)
-  providers.ending(function(limits)
-    self.service:delete(self.id, limits)
-  end)
+  delete_later(self.life)
 end
 
 --- Ends it and waits for the proof.
 ---@return true|nil ok, string? message, string? code, table? detail
 function Driver:destroy(limits)
-  self.ended, self.life.over = "closed", true
+  self.ended = "closed"
   self.asides:cancel()
   end_programs(self)
-  local ok, message, code, detail = self.service:delete(self.id, limits)
+  local ok, message, code, detail = delete(self.life, limits)
   if not ok then
     return nil, message, code, detail
   end
@@ -596,16 +620,15 @@ end
 ---@param limits table<string, table>? as `info` shows them
 ---@return moonsand.opensandbox.Driver
 function M.new(service, known, owned, limits)
-  local life = { over = not owned }
+  local life = { service = service, id = known.id, pid = core.getpid(), over = not owned }
+  life.wish = owned and service:wish_deleted(known.id) or nil
   return setmetatable({
     id = known.id,
     life = life,
     asides = tasks.token(),
     guard = tasks.finalizer(function() -- nobody can reach it any more
-      if not life.over then
-        providers.ending(function(within)
-          service:delete(known.id, within)
-        end)
+      if not life.over and life.pid == core.getpid() then
+        delete_later(life)
       end
     end),
     name = type(known.metadata) == "table" and known.metadata["moonsand-name"] or nil,

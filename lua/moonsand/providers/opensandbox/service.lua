@@ -174,10 +174,18 @@ function Service:get(id, limits)
   return self:call(limits, { path = M.path(id) })
 end
 
+local function deletion(id)
+  return { method = "DELETE", path = M.path(id), idempotent = true }
+end
+
+--- Its end as a last wish (see `client:wish`).
+function Service:wish_deleted(id)
+  return self.client:wish(deletion(id))
+end
+
 --- Ends a sandbox. Gone already is true.
 function Service:delete(id, limits)
-  local ok, message, code, detail =
-    self:call(limits, { method = "DELETE", path = M.path(id), idempotent = true })
+  local ok, message, code, detail = self:call(limits, deletion(id))
   if ok or code == "not_found" or code == "gone" then
     return true
   end
