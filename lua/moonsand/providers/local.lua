@@ -631,7 +631,8 @@ local function make_bounded(opts, isolation, spec, plan, limits)
   if not planned then
     return nil, message, code, detail
   end
-  local groups, raw, from = planned.groups, nil, nil
+  local raw, from
+  local groups = planned.groups
   spec.bwrap = isolation == "bwrap" and M.bwrap or nil
   spec.disk, spec.inodes = planned.values.disk, planned.values.inodes
   spec.groups, spec.bounds_memory = groups and groups.handles, groups and groups.held.memory ~= nil
