@@ -25,9 +25,7 @@ typedef enum ms_type {
   /* zygote -> host. i32 errno, i32 pid, str stage. File: a pidfd. */
   MS_CREATED,
 
-  /* agent -> host, before MS_READY, from below bwrap: who it is. File: a pidfd of its own. */
-  MS_SELF,
-  /* agent -> host, it serves from now on. File: "/" (O_PATH). */
+  /* agent -> host, first message. File: "/" (O_PATH). */
   MS_READY,
   /* agent -> host, last message: the sandbox cannot be made. i32 errno, str stage. */
   MS_FAILED,
@@ -71,6 +69,8 @@ typedef enum ms_type {
   /* agent -> host: u32 stream, u64 at, u64 length: so many bytes were lost at this offset; those
    * that come through the pipe after this was sent are from behind it. */
   MS_GAP,
+  /* agent -> host, before MS_READY, from below bwrap: who it is. File: a pidfd of its own. */
+  MS_SELF,
 } ms_type;
 
 #define MS_CREATE_MOUNTS 2u       /* header flag of MS_CREATE: needs sight of the host's mounts */
