@@ -66,8 +66,8 @@ BENCH := $(patsubst bench/%.c,$(B)/bench/%,$(filter-out $(if $(NET_LACKS),bench/
 FUZZ := $(patsubst fuzz/%.c,$(B)/fuzz/%,$(wildcard fuzz/*.c))
 C_FILES := $(wildcard src/*.[ch] src/agent/*.[ch] src/net/*.[ch] spec/support/*.[ch] \
   fuzz/*.[ch] bench/*.[ch] examples/embed/*.[ch])
-SCRIPTS := $(wildcard tools/install-deps tools/check-build tools/run-tests .ci/run \
-  examples/openresty/run.sh share/bash-completion/moonsand)
+SCRIPTS := $(wildcard tools/install-deps tools/check-build tools/check-apparmor tools/run-tests \
+  .ci/run examples/openresty/run.sh share/bash-completion/moonsand)
 AGENT_OBJ := $(patsubst src/%.c,$(B)/obj/agent/%.o,$(AGENT_SRC))
 DEPFILES := $(wildcard $(B)/obj/*/*.d $(B)/obj/*/*/*.d)
 
@@ -77,8 +77,8 @@ Q = $(if $(filter 1,$(V)),,@)
 # ---------------------------------------------------------------- build
 
 .PHONY: all modules toolchain FORCE support deps demo gateway embed test matrix gcstress asan valgrind fuzz \
-  fuzz-run bench bench-run lint lint-run lint-lua lint-format lint-sh lint-c fmt install \
-  install-modules uninstall clean help
+  fuzz-run bench bench-run lint lint-run lint-lua lint-format lint-sh lint-c lint-apparmor fmt \
+  install install-modules install-profile uninstall clean help
 
 all: modules ## build the module for each Lua whose headers are there, and the agent
 
@@ -232,7 +232,7 @@ lint: ## luacheck, clang-format, shellcheck, and all C as errors by gcc and clan
 	$(deps) lint
 	@$(MAKE) --no-print-directory -k lint-run
 
-lint-run: lint-lua lint-format lint-sh lint-c
+lint-run: lint-lua lint-format lint-sh lint-c lint-apparmor
 
 lint-lua:
 	luacheck --quiet --no-cache .
@@ -248,6 +248,9 @@ lint-c:
 	$(if $(AGENT_SRC),gcc -O2 $(STRICT) $(AGENT_SRC))
 	$(if $(AGENT_SRC),$(CLANG) $(STRICT) $(AGENT_SRC))
 
+lint-apparmor:
+	sh tools/check-apparmor
+
 fmt: ## format the C sources
 	$(if $(C_FILES),clang-format -i $(C_FILES))
 
@@ -262,6 +265,10 @@ doc-dir = $(DESTDIR)$(PREFIX)/share/doc/moonsand
 tool = $(DESTDIR)$(PREFIX)/bin/moonsand
 man-page = $(DESTDIR)$(PREFIX)/share/man/man1/moonsand.1
 completion = $(DESTDIR)$(PREFIX)/share/bash-completion/completions/moonsand
+profile = $(DESTDIR)/etc/apparmor.d/moonsand
+# What lets the agent make user namespaces where AppArmor would not. auto: where AppArmor is there,
+# knows such rules, and may be told; yes (for packages) and no decide.
+APPARMOR = auto
 LUA_FILES := $(patsubst lua/%,%,$(shell find lua -name '*.lua' 2>/dev/null | sort))
 
 define install-variant
@@ -273,7 +280,7 @@ for file in $(LUA_FILES); do \
 
 endef
 
-install: install-modules ## install under PREFIX=/usr/local (and DESTDIR=)
+install: install-modules install-profile ## install under PREFIX=/usr/local (and DESTDIR=)
 	install -d '$(doc-dir)'
 	cp -R CHANGELOG.md LICENSE $(wildcard README.md doc) '$(doc-dir)/'
 	install -D -m 755 bin/moonsand '$(tool)'
@@ -283,10 +290,22 @@ install: install-modules ## install under PREFIX=/usr/local (and DESTDIR=)
 install-modules: all
 	$(foreach v,$(VARIANTS),$(call install-variant,$v))
 
+install-profile:
+	@case '$(APPARMOR)' in \
+	yes) ;; \
+	auto) [ -w '$(dir $(profile))' ] && PATH="$$PATH:/usr/sbin:/sbin" \
+	  apparmor_parser -QKq etc/apparmor.d/moonsand >/dev/null 2>&1 || exit 0 ;; \
+	*) exit 0 ;; \
+	esac; \
+	install -d '$(dir $(profile))' && \
+	sed 's|^@{moonsand_agent} =.*|@{moonsand_agent} =$(foreach v,$(VARIANTS),"$(patsubst $(DESTDIR)%,%,$(call lib-dir,$v))/moonsand/agent")|' \
+	  etc/apparmor.d/moonsand >'$(profile)' && \
+	echo '  AppArmor is to read the new profile: sudo apparmor_parser -r /etc/apparmor.d/moonsand'
+
 uninstall: ## remove what install put there (same PREFIX)
 	$(foreach v,5.4 jit,rm -rf '$(call lib-dir,$v)/moonsand' '$(call lua-dir,$v)/moonsand';)
 	rm -rf '$(doc-dir)'
-	rm -f '$(tool)' '$(man-page)' '$(completion)'
+	rm -f '$(tool)' '$(man-page)' '$(completion)' '$(profile)'
 
 clean: ## remove what was built
 	rm -rf $(B)

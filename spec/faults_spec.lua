@@ -400,7 +400,7 @@ describe("faults:", function()
 
   describe("an agent that lies is found out before it is ready:", function()
     for _, mode in ipairs { "ready-nothing", "ready-file", "ready-fifo", "ready-socket",
-      "ready-device", "ready-two", "ready-many", "ready-253", "ready-itself", "half", "long",
+      "ready-device", "ready-two", "ready-many", "ready-253", "ready-itself", "self", "half", "long",
       "unknown", "type-0", "echo", "failed-garbage", "failed-huge", "failed-nul", "early-started",
       "early-return", "flood" } do
       it(mode, function()

@@ -22,6 +22,18 @@ if os.getenv "MOONSAND_GCSTRESS" == "1" then
   end
 end
 
+--- MOONSAND_TEST_ISOLATION=bwrap runs whatever spec with the other launcher.
+if support.isolation ~= "native" then
+  require("moonsand.providers.local").isolation = support.isolation
+end
+
+--- `it` of what bwrap does not offer. That it refuses it, and says why, is in bwrap_spec.lua.
+function M.native_it(...)
+  if support.isolation == "native" then
+    return busted.it(...)
+  end
+end
+
 --- A test that takes longer fails, with a traceback of where it hangs.
 ---@param seconds number
 function M.deadline(seconds)

@@ -4,6 +4,11 @@ local helper = require "helper"
 local moonsand = require "moonsand"
 local support = require "support.init"
 
+local native_it = helper.native_it
+
+-- The modes in which bwrap mounts directories too.
+local modes = support.isolation == "native" and { "ro", "rw", "copy" } or { "ro", "rw", "rw" }
+
 describe("moonsand.mounts", function()
   local box, dir, count
 
@@ -111,7 +116,7 @@ describe("moonsand.mounts", function()
       assert.equal(dir .. "/sub", box:info().mounts[1].source)
     end)
 
-    it("is told by info, with all mounts", function()
+    native_it("is told by info, with all mounts", function()
       create { workspace = dir, mounts = {
         { source = dir .. "/file", target = "/data/file" },
         { source = dir, target = "/copy/", mode = "copy" },
@@ -200,7 +205,7 @@ describe("moonsand.mounts", function()
   end)
 
   describe("copy", function()
-    it("is written inside only", function()
+    native_it("is written inside only", function()
       create { mounts = {
         { source = dir, target = "/data", mode = "copy" },
         { source = dir .. "/file", target = "/etc/motd", mode = "copy" },
@@ -214,7 +219,7 @@ describe("moonsand.mounts", function()
       assert.equal("of the host\n", support.read(dir .. "/file"))
     end)
 
-    it("counts against the disk", function()
+    native_it("counts against the disk", function()
       create { limits = { disk = "4M" }, mounts = { { source = dir, target = "/data", mode = "copy" } } }
       assert.truthy(sh "head -c 8M /dev/zero >/data/big":find "No space")
       support.run("head -c 8M /dev/zero >" .. dir .. "/big")
@@ -222,7 +227,7 @@ describe("moonsand.mounts", function()
         { source = dir .. "/big", target = "/data", mode = "copy" } } }, "no_space", "mounts%[1%]")
     end)
 
-    it("is unavailable, with the reason, where the kernel cannot make one", function()
+    native_it("is unavailable, with the reason, where the kernel cannot make one", function()
       -- An overlay on an overlay on an overlay is too deep for it.
       local output, status = support.child(([[
         local moonsand = require "moonsand"
@@ -239,7 +244,7 @@ describe("moonsand.mounts", function()
       assert.truthy(output:find "^nil\tunavailable\toverlayfs does not take[^\n]*\ttrue\nof the host\n", output)
     end)
 
-    it("hides where its changes are kept", function()
+    native_it("hides where its changes are kept", function()
       create { mounts = { { source = dir, target = "/data", mode = "copy" } } }
       sh "echo changed >/data/file"
       assert.equal("", sh "ls -A /.copies; find / -xdev -path '*upper*'")
@@ -247,7 +252,7 @@ describe("moonsand.mounts", function()
   end)
 
   describe("targets", function()
-    it("are mounted from the outside in, whatever order they are told in", function()
+    native_it("are mounted from the outside in, whatever order they are told in", function()
       create { mounts = {
         { source = dir .. "/file", target = "/data/sub/deep/file" },
         { source = dir, target = "/data", mode = "copy" },
@@ -256,7 +261,7 @@ describe("moonsand.mounts", function()
       assert.equal("", host "ls -A sub")
     end)
 
-    it("are made inside, never on the host", function()
+    native_it("are made inside, never on the host", function()
       for _, mode in ipairs { "ro", "rw" } do
         refused({ mounts = {
           { source = dir, target = "/data", mode = mode },
@@ -271,7 +276,7 @@ describe("moonsand.mounts", function()
       assert.equal("of the host\n", support.read(dir .. "/file"))
     end)
 
-    it("go through no link", function()
+    native_it("go through no link", function()
       host "ln -s /etc link; ln -s /tmp sub/link"
       refused({ workspace = dir, mounts = { { source = dir .. "/sub", target = "/workspace/link/x" } } },
         "loop", "symbolic link")
@@ -302,7 +307,7 @@ describe("moonsand.mounts", function()
         "workspace and mounts%[1%]")
       local many = {}
       for i = 1, 64 do
-        many[i] = { source = dir, target = "/many/" .. i, mode = ({ "ro", "rw", "copy" })[i % 3 + 1] }
+        many[i] = { source = dir, target = "/many/" .. i, mode = modes[i % 3 + 1] }
       end
       create { mounts = many }
       assert.equal("64\n", sh "ls -d /many/*/sub | wc -l")
@@ -337,7 +342,7 @@ describe("moonsand.mounts", function()
       for _, name in ipairs { "a b", "new\nline", "com,ma", "co:lon", "back\\slash", "\255bytes", "'\"$(x)" } do
         local path = dir .. "/" .. name
         support.run("mkdir " .. support.quote(path) .. " && touch " .. support.quote(path) .. "/in")
-        for _, mode in ipairs { "ro", "copy" } do
+        for _, mode in ipairs { modes[1], modes[3] } do
           create { mounts = { { source = path, target = "/" .. name, mode = mode } } }
           assert.equal("in\n", moonsand.assert(box:exec { "ls", "/" .. name }).stdout)
           box:close()

@@ -344,9 +344,20 @@ static void send_mounts(lua_State *L, int table, ms_sandbox *s, uint32_t count) 
     ms_sandbox_failed(s, -error, "files");
 }
 
-/* zygote:create{ disk, inodes, hostname, allow, mounts, sight, host_network, groups,
- * bounds_memory }: a sandbox, starting; or nil, errno. `sight`: one that has to see the host's
- * mounts first. `groups`: the control groups that it goes into, one of which may bound memory. */
+/* Where bwrap says what is wrong: the end to read, for `s`, and the end to send. */
+static int complaints_new(int *to_read, int *to_send) {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0)
+    return -errno;
+  *to_read = ends[0];
+  *to_send = ends[1];
+  return 0;
+}
+
+/* zygote:create{ disk, inodes, hostname, allow, mounts, sight, host_network, groups, bounds_memory,
+ * bwrap }: a sandbox, starting; or nil, errno. `sight`: one that has to see the host's mounts
+ * first. `groups`: the control groups that it goes into, one of which may bound memory. `bwrap`:
+ * where that is, if its namespaces are made by it. */
 static int zygote_create(lua_State *L) {
   ms_zygote *z = check_zygote(L);
   char text[4096];
@@ -360,21 +371,37 @@ static int zygote_create(lua_State *L) {
   uint32_t mounts = field_length(L, 2, "mounts");
   ms_put_u32(&body, field_length(L, 2, "groups") > 0);
   ms_put_u32(&body, mounts);
+  lua_getfield(L, 2, "bwrap");
+  const char *bwrap = lua_tostring(L, -1);
+  ms_put_str(&body, bwrap ? bwrap : "");
   uint16_t flags = (uint16_t)((field_boolean(L, 2, "sight") ? MS_CREATE_MOUNTS : 0) |
-                              (field_boolean(L, 2, "host_network") ? MS_CREATE_HOST_NETWORK : 0));
+                              (field_boolean(L, 2, "host_network") ? MS_CREATE_HOST_NETWORK : 0) |
+                              (bwrap ? MS_CREATE_BWRAP : 0));
 
-  int pair[2], error = body.overflow ? E2BIG : z->socket < 0 ? ECONNRESET : 0;
-  if (!error && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+  int pair[2], complaints = -1, files[2];
+  int error = body.overflow ? E2BIG : z->socket < 0 ? ECONNRESET : 0;
+  if (!error && bwrap)
+    error = -complaints_new(&complaints, &files[1]);
+  if (!error && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0) {
     error = errno;
+    if (bwrap) {
+      close(complaints);
+      close(files[1]);
+    }
+  }
   if (error) {
     lua_pushnil(L);
     lua_pushinteger(L, error);
     return 2;
   }
   ms_header header = {.type = MS_CREATE, .flags = flags, .id = ++z->last_id};
-  error = ms_outbox_send(&z->outbox, z->socket, &header, body.data, body.length, &pair[1], 1);
+  files[0] = pair[1];
+  error =
+      ms_outbox_send(&z->outbox, z->socket, &header, body.data, body.length, files, bwrap ? 2 : 1);
   if (error) {
     close(pair[0]);
+    if (complaints >= 0)
+      close(complaints);
     if (error == -EPIPE || error == -ECONNRESET)
       zygote_lost(z);
     lua_pushnil(L);
@@ -384,6 +411,7 @@ static int zygote_create(lua_State *L) {
   zygote_watch(z);
   ms_sandbox *s = ms_sandbox_new(L, z->reactor, pair[0]);
   s->create_id = header.id;
+  s->complaints = complaints;
   s->zygote = z;
   s->next = z->starting;
   z->starting = s;

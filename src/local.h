@@ -54,9 +54,13 @@ struct ms_sandbox {
   bool created, ready; /* the two halves of a start */
   bool shared;         /* it lives without us: our end is not its end */
   bool dead;           /* the kernel says so: nothing in it runs any more */
+  int child;           /* of the zygote: the agent, or its bwrap */
   int pid, error;
-  char stage[32];
+  char stage[200];
   int socket, pidfd, root; /* owned; -1: none */
+  /* Of one below bwrap, owned, -1: none. What bwrap complains of; and, once it is there, the pidfd
+   * of the agent itself, where `pidfd` is bwrap's until it is ready. */
+  int complaints, self;
   ms_source socket_source, pidfd_source;
   ms_outbox outbox;
   uint32_t last_id; /* of an exec or a call */
@@ -125,7 +129,8 @@ static inline void ms_copy_word(char *to, size_t size, const char *from) {
 }
 
 /* sandbox.c */
-/* Pushes a sandbox that the zygote is about to make; takes over our end of its socket. */
+/* Pushes a sandbox that the zygote is about to make; takes over our end of its socket. One below
+ * bwrap is given `complaints` then. */
 ms_sandbox *ms_sandbox_new(lua_State *L, ms_reactor *r, int socket);
 /* What the zygote says of it: made (takes pidfd over), or failed. */
 void ms_sandbox_created(ms_sandbox *s, int pid, int pidfd);

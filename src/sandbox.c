@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -53,6 +54,12 @@ static void close_pidfd(ms_sandbox *s) {
   s->pidfd = s->pidfd_source.fd = -1;
 }
 
+static void close_file(int *fd) {
+  if (*fd >= 0)
+    close(*fd);
+  *fd = -1;
+}
+
 /* Nothing runs in it any more. */
 static void end_groups(ms_sandbox *s) {
   for (size_t i = 0; i < s->group_count; i++)
@@ -86,24 +93,50 @@ static void sandbox_end(ms_sandbox *s, ms_sandbox_state state) {
   if (!s->shared || state == MS_SANDBOX_BROKEN)
     sandbox_kill(s);
   close_socket(s);
-  if (s->root >= 0)
-    close(s->root);
-  s->root = -1;
+  close_file(&s->root);
+  close_file(&s->complaints);
+  close_file(&s->self);
   lose_everything(s);
   ms_wake(s->reactor, &s->wait);
 }
 
 /* Beginning ----------------------------------------------------------------------------------- */
 
+/* The process behind a pidfd, as this process knows it. 0: it is none. */
+static int pid_behind(int pidfd) {
+  char path[40], line[64];
+  int pid = 0;
+  snprintf(path, sizeof path, "/proc/self/fdinfo/%d", pidfd);
+  FILE *file = fopen(path, "re");
+  while (file && fgets(line, sizeof line, file) && sscanf(line, "Pid: %d", &pid) != 1)
+    continue;
+  if (file)
+    fclose(file);
+  return pid;
+}
+
+/* From now on its life is the agent's, not bwrap's. */
+static void adopt_self(ms_sandbox *s) {
+  if (s->self < 0)
+    return;
+  close_pidfd(s);
+  s->pid = pid_behind(s->self);
+  s->pidfd = s->pidfd_source.fd = s->self;
+  s->self = -1;
+  ms_source_watch(s->reactor, &s->pidfd_source, EPOLLIN);
+}
+
 static void check_ready(ms_sandbox *s) {
   if (s->state != MS_SANDBOX_STARTING || !s->created || !s->ready)
     return;
+  adopt_self(s);
+  close_file(&s->complaints);
   s->state = MS_SANDBOX_READY;
   ms_wake(s->reactor, &s->wait);
 }
 
 void ms_sandbox_created(ms_sandbox *s, int pid, int pidfd) {
-  s->pid = pid;
+  s->pid = s->child = pid;
   s->pidfd = s->pidfd_source.fd = pidfd;
   s->created = true;
   ms_source_watch(s->reactor, &s->pidfd_source, EPOLLIN);
@@ -116,6 +149,15 @@ void ms_sandbox_failed(ms_sandbox *s, int error, const char *stage) {
   s->error = error;
   ms_copy_word(s->stage, sizeof s->stage, stage);
   sandbox_end(s, MS_SANDBOX_FAILED);
+}
+
+/* It ended before it was ready, and nobody said why; but perhaps bwrap did. */
+static void unexplained(ms_sandbox *s) {
+  char text[sizeof s->stage] = "agent";
+  ssize_t length = s->complaints < 0 ? 0 : read(s->complaints, text, sizeof text - 1);
+  if (length > 0)
+    text[strcspn(text, "\n")] = '\0';
+  ms_sandbox_failed(s, ECONNRESET, text);
 }
 
 /* Messages ------------------------------------------------------------------------------------ */
@@ -132,6 +174,15 @@ static bool on_ready(ms_sandbox *s, ms_message *message) {
   message->fd_count = 0;
   s->ready = true;
   check_ready(s);
+  return true;
+}
+
+static bool on_self(ms_sandbox *s, ms_message *message) {
+  if (s->complaints < 0 || s->self >= 0 || s->ready || message->fd_count != 1 ||
+      pid_behind(message->fds[0]) <= 0)
+    return false;
+  s->self = message->fds[0];
+  message->fd_count = 0;
   return true;
 }
 
@@ -192,6 +243,8 @@ static bool on_message(ms_sandbox *s, ms_message *message) {
   switch (message->header.type) {
   case MS_READY:
     return on_ready(s, message);
+  case MS_SELF:
+    return on_self(s, message);
   case MS_FAILED:
     return on_failed(s, message);
   case MS_RETURN:
@@ -217,7 +270,7 @@ static void socket_ready(ms_source *source, uint32_t events) {
       break;
     if (received == 0 || received == -ECONNRESET) {
       if (!s->ready)
-        ms_sandbox_failed(s, ECONNRESET, "agent");
+        unexplained(s);
       sandbox_end(s, MS_SANDBOX_GONE);
       return;
     }
@@ -246,7 +299,7 @@ static void pidfd_ready(ms_source *source, uint32_t events) {
   if (s->socket >= 0)
     socket_ready(&s->socket_source, EPOLLIN); /* its last words, perhaps why it failed */
   if (!s->ready)
-    ms_sandbox_failed(s, ECONNRESET, "agent");
+    unexplained(s);
   sandbox_end(s, MS_SANDBOX_GONE);
   ms_wake(s->reactor, &s->wait);
 }
@@ -393,6 +446,12 @@ static int sandbox_pid(lua_State *L) {
   return 1;
 }
 
+/* sandbox:child(): the process that the zygote knows it by. */
+static int sandbox_child(lua_State *L) {
+  lua_pushinteger(L, check_sandbox(L)->child);
+  return 1;
+}
+
 static int sandbox_id(lua_State *L) {
   lua_pushinteger(L, (lua_Integer)check_sandbox(L)->wait.id);
   return 1;
@@ -449,6 +508,8 @@ ms_sandbox *ms_sandbox_new(lua_State *L, ms_reactor *r, int socket) {
   *s = (ms_sandbox){.socket = socket,
                     .pidfd = -1,
                     .root = -1,
+                    .complaints = -1,
+                    .self = -1,
                     .socket_source = {.ready = socket_ready, .fd = socket},
                     .pidfd_source = {.ready = pidfd_ready, .fd = -1}};
   s->reactor = ms_reactor_ref(r);
@@ -459,11 +520,14 @@ ms_sandbox *ms_sandbox_new(lua_State *L, ms_reactor *r, int socket) {
 }
 
 static const luaL_Reg methods[] = {
-    {"id", sandbox_id},           {"arm", sandbox_arm},          {"state", sandbox_state},
-    {"dead", sandbox_dead},       {"call", sandbox_call},        {"take", sandbox_take},
-    {"abandon", sandbox_abandon}, {"open", sandbox_open},        {"pid", sandbox_pid},
-    {"spawn", ms_process_spawn},  {"attach", ms_process_attach}, {"close", sandbox_close},
-    {"kill", sandbox_kill_lua},   {"share", sandbox_share},      {NULL, NULL},
+    {"id", sandbox_id},           {"arm", sandbox_arm},
+    {"state", sandbox_state},     {"dead", sandbox_dead},
+    {"call", sandbox_call},       {"take", sandbox_take},
+    {"abandon", sandbox_abandon}, {"open", sandbox_open},
+    {"pid", sandbox_pid},         {"child", sandbox_child},
+    {"spawn", ms_process_spawn},  {"attach", ms_process_attach},
+    {"close", sandbox_close},     {"kill", sandbox_kill_lua},
+    {"share", sandbox_share},     {NULL, NULL},
 };
 
 static const luaL_Reg metamethods[] = {

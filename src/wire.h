@@ -19,7 +19,8 @@
 #define MS_WIRE_MAX_FDS 4
 
 typedef enum ms_type {
-  /* host -> zygote. Body: see ms_config in agent/agent.h. File: the agent's end of its socket. */
+  /* host -> zygote. Body: see ms_config in agent/agent.h. Files: the agent's end of its socket;
+   * with MS_CREATE_BWRAP, where bwrap is to say what is wrong. */
   MS_CREATE = 1,
   /* zygote -> host. i32 errno, i32 pid, str stage. File: a pidfd. */
   MS_CREATED,
@@ -68,10 +69,13 @@ typedef enum ms_type {
   /* agent -> host: u32 stream, u64 at, u64 length: so many bytes were lost at this offset; those
    * that come through the pipe after this was sent are from behind it. */
   MS_GAP,
+  /* agent -> host, before MS_READY, from below bwrap: who it is. File: a pidfd of its own. */
+  MS_SELF,
 } ms_type;
 
 #define MS_CREATE_MOUNTS 2u       /* header flag of MS_CREATE: needs sight of the host's mounts */
 #define MS_CREATE_HOST_NETWORK 4u /* and: no network namespace of its own */
+#define MS_CREATE_BWRAP 8u        /* and: its namespaces are made by bwrap */
 
 #define MS_JOIN_MEMORY 1u /* a group bounds memory: the agent should be the last to be killed */
 

@@ -48,8 +48,25 @@ end
 local APPARMOR = {
   cause = "AppArmor keeps unprivileged programs from using user namespaces "
     .. "(kernel.apparmor_restrict_unprivileged_userns = 1)",
-  fix = "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or an AppArmor profile "
-    .. "with 'userns,' for the moonsand agent",
+  fix = "sudo apparmor_parser -r /etc/apparmor.d/moonsand (which make install puts there), or "
+    .. "bubblewrap and its profile bwrap-userns-restrict, or "
+    .. "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+}
+local APPARMOR_BWRAP = {
+  cause = "AppArmor keeps bwrap from using user namespaces",
+  fix = "load the profile bwrap-userns-restrict, of Ubuntu's package apparmor-profiles",
+}
+local NO_BWRAP = {
+  cause = "there is no bwrap",
+  fix = "apt install bubblewrap",
+}
+local SETUID_BWRAP = {
+  cause = "bwrap is setuid here, and so a way to root if it has a hole",
+  fix = "sudo chmod u-s,g-s it: it needs that only where user namespaces are off",
+}
+local OLD_BWRAP = {
+  cause = "this bwrap is older than 0.8",
+  fix = "bubblewrap of 0.8 or later, as in Debian 12",
 }
 local CLONE_OFF = {
   cause = "user namespaces are off for ordinary users (kernel.unprivileged_userns_clone = 0)",
@@ -121,6 +138,28 @@ local function helper_failed(errno, path)
   }
 end
 
+--- What bwrap says, understood.
+local COMPLAINTS = {
+  { "Unknown option", OLD_BWRAP },
+  { "Can't mount proc", MASKED_PROC },
+  { "max_*_namespaces exceeded", NO_NAMESPACES },
+  { "user namespace not available", NO_KERNEL_SUPPORT },
+}
+
+local function bwrap_failed(words)
+  for _, row in ipairs(COMPLAINTS) do
+    if words:find(row[1], 1, true) then
+      return row[2]
+    end
+  end
+  if M.machine.apparmor() and words:find "[Pp]ermi" then
+    return APPARMOR_BWRAP
+  elseif words:find "^No permissions to creat" then
+    return clone_refused(core.errno.EPERM)
+  end
+  return { cause = "bwrap could not make it: " .. words, fix = "see bwrap(1)" }
+end
+
 --- The cause and the cure of a stage that failed.
 ---@param stage string as the helper names it
 ---@param errno integer
@@ -130,6 +169,12 @@ function M.explain(stage, errno, path)
   local e = core.errno
   if stage == "helper" then
     return helper_failed(errno, path)
+  elseif stage:find "^bwrap: " then
+    return bwrap_failed(stage:sub(8))
+  elseif stage == "bwrap" and errno == e.ENOENT then
+    return NO_BWRAP
+  elseif stage == "bwrap is setuid" then
+    return SETUID_BWRAP
   elseif stage == "clone" then
     return clone_refused(errno)
   elseif stage == "abstract sockets" then
@@ -171,6 +216,35 @@ function M.unavailable(stage, errno, path)
     cause = why.cause,
     fix = why.fix,
     stage = stage,
+    errno = errno,
+  })
+end
+
+--- Where a policy about user namespaces is felt: in making them, or in what a process that owns one
+--- may do first.
+local POLICY = { clone = true, uid_map = true, propagation = true, loopback = true }
+
+--- Does that failure say that this helper may not have user namespaces, where another program might?
+---@param detail table of `unavailable`
+---@return boolean
+function M.is_policy(detail)
+  local e = core.errno
+  return POLICY[detail.stage] == true and (detail.errno == e.EPERM or detail.errno == e.EACCES)
+end
+
+--- The failure where neither the helper nor bwrap can make one.
+---@param refused table detail of the first failure
+---@param message string
+---@param detail table of the second
+---@return nil, string message, string code, table detail
+function M.neither(refused, message, detail)
+  local cause = ("%s; and by bwrap: %s"):format(refused.cause, detail.cause or message)
+  return errors.fail("unavailable", "no sandbox can be made here: " .. cause, {
+    started = false,
+    cause = cause,
+    fix = ("%s; or for bwrap: %s"):format(refused.fix, detail.fix or "see the cause"),
+    stage = refused.stage,
+    errno = refused.errno,
   })
 end
 
@@ -179,6 +253,23 @@ end
 ---@field ok boolean
 ---@field cause? string why not
 ---@field fix? string what to do
+
+--- Tries the other launcher. No bwrap is no fault where there is no need of it.
+local function examine_launchers(create, chosen, add)
+  for _, isolation in ipairs { "native", "bwrap" } do
+    if isolation ~= chosen then
+      local box, message, _, detail = create { isolation = isolation }
+      if not box and detail.cause == NO_BWRAP.cause then
+        return
+      end
+      add(("a sandbox with isolation = %q"):format(isolation), box ~= nil,
+        not box and (detail.cause or message) or nil, not box and (detail.fix or "") or nil)
+      if box then
+        box:close()
+      end
+    end
+  end
+end
 
 --- Limits that only control groups hold, each with a value to try.
 local GROUPED = { { "memory", 64 * 1024 * 1024 }, { "cpus", 1 } }
@@ -219,13 +310,16 @@ function M.examine(create)
     kernel_before(5, 14) and OLD_KERNEL.cause or nil, OLD_KERNEL.fix)
   local box, message, _, detail = create()
   report.ok = box ~= nil
-  add("a local sandbox", report.ok, not box and (detail.cause or message) or nil,
+  local isolation = box and box:info().isolation
+  local how = box and (" (isolation = %q)"):format(isolation) or ""
+  add("a local sandbox" .. how, report.ok, not box and (detail.cause or message) or nil,
     not box and (detail.fix or "") or nil)
   if box then
     local result
     result, message = box:exec({ "/bin/true" })
     add("a program in it", result ~= nil and result.ok, not result and message or nil, "")
     box:close()
+    examine_launchers(create, isolation, add)
     for _, row in ipairs(GROUPED) do
       local by, cause, fix = try_limit(create, row[1], row[2])
       add(("limits.%s of a sandbox%s"):format(row[1], by and ", by " .. by or ""), by ~= nil, cause, fix)

@@ -122,7 +122,7 @@ describe("mounts", function()
       assert.equal("644\n", (support.run("stat -c %a " .. outside .. "/f")))
     end)
 
-    it("may be moved about by one sandbox while another is made", function()
+    helper.native_it("may be moved about by one sandbox while another is made", function()
       create { workspace = dir }
       host "mkdir victim"
       local racer = moonsand.assert(box:start [[
@@ -163,7 +163,7 @@ describe("mounts", function()
       assert.truthy(sh "cat /data/file":find "of the host")
     end)
 
-    it("are so with all that is mounted below them", function()
+    helper.native_it("are so with all that is mounted below them", function()
       -- In mounts of its own: as root, or as root of a user namespace.
       local output, status = support.child(([[
         local moonsand = require "moonsand"
@@ -221,7 +221,7 @@ describe("mounts", function()
     support.run("while kill -0 " .. racer:match "%d+" .. " 2>/dev/null; do :; done")
   end)
 
-  it("leave the host's mounts as they are", function()
+  helper.native_it("leave the host's mounts as they are", function()
     local before = support.read "/proc/self/mountinfo"
     create { workspace = dir, mounts = { { source = dir, target = "/a" },
       { source = dir, target = "/b", mode = "copy" } } }

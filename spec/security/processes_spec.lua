@@ -180,13 +180,15 @@ describe("processes", function()
     end
     assert.is_true(count "sigqueue" <= 4096)
     assert.is_true(count "timers" <= 4096)
-    assert.is_true(count "inotify" <= 64)
-    assert.is_true(count "watches" <= 16384)
+    if support.isolation == "native" then -- bwrap cannot set it: see doc/isolation.md
+      assert.is_true(count "inotify" <= 64)
+      assert.is_true(count "watches" <= 16384)
+    end
     assert.is_true(count "files" <= 1024)
     assert.is_true(count "mlock" <= 64)
     -- and the host's user still has its own
     local instances = moonsand.assert(box:exec "cat /proc/sys/user/max_inotify_instances").stdout
-    assert.equal("64\n", instances)
+    assert.equal(support.isolation == "native", instances == "64\n")
   end)
 
   it("that need more memory than they may have get none, and that is their end", function()

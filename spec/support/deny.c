@@ -1,5 +1,6 @@
 /* deny CALL ERRNO PROGRAM …: runs a program whose system call CALL fails with ERRNO, as the seccomp
- * profile of a container or an old kernel would have it. `userns` is clone with CLONE_NEWUSER. */
+ * profile of a container or an old kernel would have it. `userns` is clone with CLONE_NEWUSER;
+ * `own-userns` the same as our helper calls it and bwrap does not, as if AppArmor let only that. */
 #include <errno.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -16,33 +17,37 @@
 static const struct {
   const char *name;
   int number;
+  unsigned flags; /* of the first argument, all of them */
 } calls[] = {
-    {"userns", SYS_clone},
-    {"open_tree", 428},
-    {"mount_setattr", 442},
-    {"pidfd_open", 434},
-    {"seccomp", SYS_seccomp},
-    {"getrandom", SYS_getrandom},
-    {"sethostname", SYS_sethostname},
-    {"pivot_root", SYS_pivot_root},
-    {"capset", SYS_capset},
-    {"ioctl", SYS_ioctl},
+    {"userns", SYS_clone, CLONE_NEWUSER},
+    {"own-userns", SYS_clone, CLONE_NEWUSER | CLONE_PIDFD},
+    {"open_tree", 428, 0},
+    {"mount_setattr", 442, 0},
+    {"pidfd_open", 434, 0},
+    {"seccomp", SYS_seccomp, 0},
+    {"getrandom", SYS_getrandom, 0},
+    {"sethostname", SYS_sethostname, 0},
+    {"pivot_root", SYS_pivot_root, 0},
+    {"capset", SYS_capset, 0},
+    {"ioctl", SYS_ioctl, 0},
 };
 
 int main(int argc, char **argv) {
   int number = -1;
+  unsigned flags = 0;
   for (size_t i = 0; argc > 3 && i < sizeof calls / sizeof *calls; i++)
-    if (strcmp(argv[1], calls[i].name) == 0)
+    if (strcmp(argv[1], calls[i].name) == 0) {
       number = calls[i].number;
+      flags = calls[i].flags;
+    }
   if (number < 0)
     return 2;
-  unsigned mask = strcmp(argv[1], "userns") == 0 ? CLONE_NEWUSER : 0;
   struct sock_filter filter[] = {
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)number, 0, 3),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (unsigned)number, 0, 4),
       BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
-      mask ? (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JSET | BPF_K, mask, 0, 1)
-           : (struct sock_filter)BPF_JUMP(BPF_JMP | BPF_JA, 0, 0, 0),
+      BPF_STMT(BPF_ALU | BPF_AND | BPF_K, flags),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, flags, 0, 1),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ((unsigned)atoi(argv[2]) & 0xffff)),
       BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
   };

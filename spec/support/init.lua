@@ -8,6 +8,10 @@ local HERE = "spec/support/"
 
 M.interpreter = rawget(_G, "jit") and "luajit" or "lua5.4"
 
+--- Who makes the namespaces of sandboxes in this run: see helper.lua.
+---@type "native"|"bwrap"
+M.isolation = (os.getenv "MOONSAND_TEST_ISOLATION" or ""):match "%S+" or "native"
+
 -- ---------------------------------------------------------------- the shell
 
 --- A word for the shell.
@@ -168,6 +172,9 @@ end
 ---@return string command, string path
 function M.command(code)
   M.count = (M.count or 0) + 1
+  if M.isolation ~= "native" then
+    code = ("require('moonsand.providers.local').isolation = %q; "):format(M.isolation) .. code
+  end
   local path = M.write(("%s/child-%d.lua"):format(M.directory(), M.count), code)
   return ("env LUA_PATH=%s LUA_CPATH=%s MOONSAND_BUILD=%s %s %s"):format(M.quote(package.path),
     M.quote(package.cpath), M.quote(BUILD), M.interpreter, M.quote(path)), path

@@ -3,8 +3,8 @@
  *
  *   main.c     the zygote: its socket, forking sandboxes, dying with the host
  *   setup.c    what a fresh fork does to become a sandbox: mounts, limits, privileges
- *   root.c     the root file system inside
- *   image.c    the same out of another root file system
+ *   bwrap.c    the same where only bwrap may make namespaces: what is left to it, and looked at
+ * after root.c     the root file system inside image.c    the same out of another root file system
  *   mounts.c   what is mounted there of the host's
  *   filter.c   the system call filter
  *   setid.c    another, for those that write into directories of the host
@@ -35,6 +35,8 @@
 #define MS_UID 1000
 #define MS_GID 1000
 #define MS_USER "sandbox"
+/* The first word of an agent that bwrap starts. */
+#define MS_INSIDE "inside"
 #define MS_HOME "/workspace"
 
 /* The host drops to this uid and gid when it is root. */
@@ -48,8 +50,9 @@ typedef struct ms_config {
   const char *hostname;
   uint32_t allow_count; /* then as many strings: system calls to allow again */
   const char *allow[MS_ALLOW_MAX];
-  uint32_t joins;  /* 1: an MS_JOIN follows on the agent's own socket */
-  uint32_t mounts; /* then so many MS_MOUNTs */
+  uint32_t joins;    /* 1: an MS_JOIN follows on the agent's own socket */
+  uint32_t mounts;   /* then so many MS_MOUNTs */
+  const char *bwrap; /* with MS_CREATE_BWRAP: where it is */
 } ms_config;
 
 /* Limits of one exec, as rlimits of each of its processes. MS_UNLIMITED leaves one alone. */
@@ -88,9 +91,29 @@ typedef struct ms_exec {
  * made only when it is told: a spare is made with none. `message` is memory to receive into. */
 _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid,
                                uint16_t flags, ms_message *message);
+/* bwrap.c: the same for a fork in no namespaces: it waits, and becomes the bwrap that starts an
+ * agent; which is the other one, told what namespaces the host is in. */
+_Noreturn void ms_bwrap_main(int zygote_socket, int host_pidfd, uint16_t flags,
+                             ms_message *message);
+_Noreturn void ms_bwrapped_main(char **host_namespaces, ms_message *message);
 /* setup.c: the life of a fork in a new user namespace: shows `shown` as who runs the sandboxes, and
  * sends the namespace. */
 _Noreturn void ms_idmap_main(int socket, uid_t shown, gid_t shown_gid, uid_t uid, gid_t gid);
+
+/* setup.c, for both. Waits for the MS_CREATE: the host's socket. */
+int ms_await_create(int socket, int host_pidfd, ms_message *message);
+/* 0, or a negative errno and what is wrong with it. */
+int ms_config_read(ms_reader *body, ms_config *config, const char **stage);
+/* Goes into the groups of an MS_JOIN, if the config says that one comes. `apart`: they are made the
+ * root of all groups, which takes a capability. `flags`: what the message says. */
+int ms_join_groups(const ms_config *config, int socket, int host_pidfd, bool apart, uint32_t *flags,
+                   const char **stage);
+struct ms_mounts;
+/* The last steps, which need no privilege: makes itself unreachable, and installs the filters. */
+int ms_shut(const ms_config *config, uint16_t flags, const struct ms_mounts *mounts,
+            uint64_t *secret, const char **stage);
+/* Tells the host that there is no sandbox, and why. */
+_Noreturn void ms_give_up(int host, int error, const char *stage);
 
 /* setup.c: the next message of the host, before the agent is ready. 0 or a negative errno. */
 int ms_setup_receive(int socket, int host_pidfd, ms_message *message);

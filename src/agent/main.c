@@ -132,21 +132,32 @@ static void drop_spare(spare *s) {
   s->pid = 0;
 }
 
+/* A bwrap leads a group. In it is what it started, until that is an agent, which has a session of
+ * its own: a bwrap that dies too early leaves a child that waits for it for ever. */
+static void kill_child(pid_t pid) {
+  kill(-pid, SIGKILL);
+  kill(pid, SIGKILL);
+}
+
 static void zygote_reap(zygote *z) {
   struct signalfd_siginfo drained[16];
   while (read(z->signals, drained, sizeof drained) > 0)
     continue;
-  pid_t pid;
-  while ((pid = waitpid(-1, NULL, WNOHANG)) > 0) {
+  siginfo_t dead = {0};
+  while (waitid(P_ALL, 0, &dead, WEXITED | WNOHANG | WNOWAIT) == 0 && dead.si_pid > 0) {
+    pid_t pid = dead.si_pid;
+    kill_child(pid);
+    waitpid(pid, NULL, 0);
     if (pid == z->spare.pid)
       drop_spare(&z->spare);
     forget_child(z, pid);
+    dead.si_pid = 0;
   }
 }
 
 static _Noreturn void zygote_end(const zygote *z) {
   for (size_t i = 0; i < z->count; i++)
-    kill(z->children[i], SIGKILL);
+    kill_child(z->children[i]);
   _exit(0);
 }
 
@@ -165,10 +176,10 @@ static bool make_room(zygote *z) {
 }
 
 static pid_t clone_sandbox(int *pidfd, uint16_t wanted) {
-  unsigned long flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS |
-                        CLONE_NEWCGROUP | CLONE_PIDFD | SIGCHLD;
-  if (!(wanted & MS_CREATE_HOST_NETWORK))
-    flags |= CLONE_NEWNET;
+  unsigned long flags = CLONE_PIDFD | SIGCHLD;
+  if (!(wanted & MS_CREATE_BWRAP))
+    flags |= CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS |
+             CLONE_NEWCGROUP | (wanted & MS_CREATE_HOST_NETWORK ? 0 : CLONE_NEWNET);
   return (pid_t)syscall(SYS_clone, flags, NULL, pidfd, NULL, NULL);
 }
 
@@ -185,6 +196,8 @@ static int make_spare(zygote *z, spare *made, uint16_t flags) {
     close(z->signals);
     close(HOST_SOCKET);
     close(pair[0]);
+    if (flags & MS_CREATE_BWRAP)
+      ms_bwrap_main(pair[1], HOST_PIDFD, flags, &request);
     ms_sandbox_main(pair[1], HOST_PIDFD, z->uid, z->gid, flags, &request);
   }
   int error = errno;
@@ -229,7 +242,8 @@ static void answer(int error, pid_t pid, int pidfd) {
 
 /* The spare is as most are wanted; what is wanted otherwise is made for it. */
 static void zygote_create(zygote *z) {
-  uint16_t flags = request.header.flags & (MS_CREATE_MOUNTS | MS_CREATE_HOST_NETWORK);
+  uint16_t flags =
+      request.header.flags & (MS_CREATE_MOUNTS | MS_CREATE_HOST_NETWORK | MS_CREATE_BWRAP);
   spare fresh = {0};
   spare *to = flags ? &fresh : &z->spare;
   int error = hand_over(z, to, flags);
@@ -272,6 +286,8 @@ static void zygote_release(zygote *z) {
 }
 
 int main(int argc, char **argv) {
+  if (argc > 1 && strcmp(argv[1], MS_INSIDE) == 0)
+    ms_bwrapped_main(argv + 2, &request);
   if (argc > 1)
     return ms_keeper_main(argc - 1, argv + 1);
   zygote z = {0};

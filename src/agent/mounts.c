@@ -21,6 +21,7 @@
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -334,6 +335,40 @@ int ms_mounts_place(ms_mounts *m) {
     return error;
   error = cover_copies();
   return error < 0 ? fail(m, "copy", m->count - 1, error) : 0;
+}
+
+/* What bwrap found by a path: is it what the host held, with the rights that were meant? */
+static int verify(ms_mounts *m, uint32_t index) {
+  ms_mount *mount = &m->all[index];
+  unsigned long meant = ST_NOSUID | ST_NODEV;
+  if (mount->flags & MS_MOUNT_READ_ONLY)
+    meant |= ST_RDONLY;
+  struct statvfs is;
+  int target = ms_openat2(AT_FDCWD, mount->target, O_PATH | O_CLOEXEC, 0,
+                          RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS);
+  if (target < 0)
+    return fail(m, "target", index, -errno);
+  bool same = is_same(target, mount->fd);
+  close(mount->fd);
+  mount->fd = target;
+  if (!same)
+    return fail(m, "source", index, -ESTALE);
+  if (fstatvfs(target, &is) < 0 || (is.f_flag & meant) != meant)
+    return fail(m, "attach", index, -EPERM);
+  int error = check_writable(mount);
+  return error < 0 ? fail(m, "write", index, error) : 0;
+}
+
+int ms_mounts_verify(ms_mounts *m) {
+  own_places own = {.count = 0};
+  int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC), error = root < 0 ? -errno : 0;
+  add_own(&own, root);
+  close(root);
+  for (uint32_t i = 0; i < m->count && error == 0; i++) {
+    error = m->all[i].flags & MS_MOUNT_COPY ? place(m, i, &own) : verify(m, i);
+    close(m->all[i].fd);
+  }
+  return error;
 }
 
 const ms_mount *ms_mounts_root(const ms_mounts *m) {

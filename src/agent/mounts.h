@@ -30,6 +30,8 @@ int ms_mounts_clone(ms_mounts *m);
 int ms_mounts_place(ms_mounts *m);
 /* The one that is to be "/", NULL: none. */
 const ms_mount *ms_mounts_root(const ms_mounts *m);
+/* What bwrap has put in their places: is it that, and no more? What remains is put there. */
+int ms_mounts_verify(ms_mounts *m);
 /* Is one of them a part of the host that can be written? */
 bool ms_mounts_write_host(const ms_mounts *m);
 

@@ -11,6 +11,7 @@
 #include <linux/mount.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -234,6 +235,73 @@ int ms_root_build(const char **stage) {
   MS_STAGE("pivot_root", leave_host());
   return 0;
 }
+
+/* For bwrap ----------------------------------------------------------------------------------- */
+
+/* A file with this text, to be read by its number. */
+static int text_file(const char *text) {
+  int fd = memfd_create("moonsand", 0);
+  ssize_t written = fd < 0 ? -1 : write(fd, text, strlen(text));
+  return written < 0 || lseek(fd, 0, SEEK_SET) < 0 ? -1 : fd;
+}
+
+static void put_tables(ms_words *w) {
+  for (size_t i = 0; i < sizeof directories / sizeof *directories; i++)
+    if (strncmp(directories[i].path, "dev", 3) != 0 && strcmp(directories[i].path, "proc") != 0)
+      MS_WORDS(w, "--perms", directories[i].mode & S_ISVTX ? "1777" : "0755", "--dir",
+               directories[i].path);
+  for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+    int fd = text_file(files[i].text);
+    MS_WORDS(w, "--perms", "0644", "--file");
+    ms_words_number(w, (uint64_t)fd);
+    MS_WORDS(w, files[i].path);
+    w->failed |= fd < 0;
+  }
+  for (int i = 0; i < PIECES; i++)
+    if (host_pieces[i].kind != DEVICE)
+      MS_WORDS(w, "--ro-bind-try", host_pieces[i].path, host_pieces[i].path);
+}
+
+static void put_links(ms_words *w) {
+  for (size_t i = 0; i < sizeof host_links / sizeof *host_links; i++) {
+    char path[64], target[256];
+    snprintf(path, sizeof path, "/%s", host_links[i]);
+    ssize_t length = readlink(path, target, sizeof target - 1);
+    if (length > 0) {
+      target[length] = '\0';
+      MS_WORDS(w, "--symlink");
+      ms_words_copy(w, target);
+      MS_WORDS(w, host_links[i]);
+    } else if (errno == EINVAL && !strchr(host_links[i], '/')) {
+      MS_WORDS(w, "--ro-bind");
+      ms_words_copy(w, path);
+      MS_WORDS(w, host_links[i]);
+    }
+  }
+}
+
+/* Of /proc the parts that know no process are the host's own, bound read-only: bwrap would leave
+ * those writable that the new user namespace owns, /proc/sys/net for one. The file systems that
+ * bwrap makes for devices and shared memory are bounded too, the first by being read-only. */
+void ms_root_words(ms_words *w, uint64_t disk) {
+  uint64_t shared = disk / 8; /* both together are no more than was asked for */
+  MS_WORDS(w, "--size");
+  ms_words_number(w, disk - shared);
+  MS_WORDS(w, "--tmpfs", "/");
+  put_tables(w);
+  put_links(w);
+  MS_WORDS(w, "--proc", "/proc");
+  for (size_t i = 0; i < sizeof read_only_proc / sizeof *read_only_proc; i++)
+    MS_WORDS(w, "--ro-bind-try", read_only_proc[i], read_only_proc[i]);
+  for (size_t i = 0; i < sizeof hidden_proc / sizeof *hidden_proc; i++)
+    if (access(hidden_proc[i], F_OK) == 0)
+      MS_WORDS(w, "--dev-bind", "/dev/null", hidden_proc[i]);
+  MS_WORDS(w, "--dev", "/dev", "--perms", "1777", "--size");
+  ms_words_number(w, shared);
+  MS_WORDS(w, "--tmpfs", "/dev/shm", "--remount-ro", "/dev");
+}
+
+/* -------------------------------------------------------------------------------------------- */
 
 int ms_root_limit(const char *at, uint64_t size, uint64_t inodes) {
   char text[96];

@@ -3,6 +3,8 @@
 #ifndef MS_ROOT_H
 #define MS_ROOT_H
 
+#include "words.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -18,6 +20,8 @@
 int ms_root_build(const char **stage);
 /* The same out of another root file system (image.c): a detached tree, which it takes over. */
 int ms_image_build(int image, const char **stage);
+/* The same root as bwrap is told to build it (bwrap.c), before the mounts of the host's. */
+void ms_root_words(ms_words *w, uint64_t disk);
 /* How many bytes and files all that is written may take; `at` is a mount of where it goes. */
 int ms_root_limit(const char *at, uint64_t size, uint64_t inodes);
 /* Makes read-only what only privilege could write: once nothing has to be written there any more.

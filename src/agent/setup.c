@@ -104,6 +104,19 @@ static int prepare(uid_t uid, gid_t gid, uint16_t flags, const ms_mount *root, c
   return 0;
 }
 
+int ms_shut(const ms_config *config, uint16_t flags, const ms_mounts *mounts, uint64_t *secret,
+            const char **stage) {
+  MS_STAGE("random", getrandom(secret, sizeof *secret, 0));
+  MS_STAGE("no_new_privs", prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
+  if (flags & MS_CREATE_HOST_NETWORK)
+    MS_STAGE("abstract sockets", ms_net_scope());
+  MS_STAGE("dumpable", prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
+  if (ms_mounts_write_host(mounts))
+    MS_STAGE("seccomp", ms_setid_install(*secret));
+  MS_STAGE("seccomp", install_filter(config, *secret));
+  return 0;
+}
+
 static int finish(const ms_config *config, uint16_t flags, ms_mounts *mounts, uint64_t *secret,
                   const char **stage) {
   const ms_mount *root = ms_mounts_root(mounts);
@@ -116,20 +129,11 @@ static int finish(const ms_config *config, uint16_t flags, ms_mounts *mounts, ui
     MS_STAGE("root",
              mount(NULL, "/", NULL, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV, NULL));
   MS_STAGE("hostname", sethostname(config->hostname, strlen(config->hostname)));
-  MS_STAGE("random", getrandom(secret, sizeof *secret, 0));
   MS_STAGE("capabilities", drop_capabilities());
-  MS_STAGE("no_new_privs", prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0));
-  if (flags & MS_CREATE_HOST_NETWORK)
-    MS_STAGE("abstract sockets", ms_net_scope());
-  MS_STAGE("dumpable", prctl(PR_SET_DUMPABLE, 0, 0, 0, 0));
-  if (ms_mounts_write_host(mounts))
-    MS_STAGE("seccomp", ms_setid_install(*secret));
-  MS_STAGE("seccomp", install_filter(config, *secret));
-  return 0;
+  return ms_shut(config, flags, mounts, secret, stage);
 }
 
-/* 0, or a negative errno and what is wrong with it. */
-static int read_config(ms_reader *body, ms_config *config, const char **stage) {
+int ms_config_read(ms_reader *body, ms_config *config, const char **stage) {
   config->version = ms_get_str(body);
   config->disk = ms_get_u64(body);
   config->inodes = ms_get_u64(body);
@@ -139,6 +143,7 @@ static int read_config(ms_reader *body, ms_config *config, const char **stage) {
     config->allow[i] = ms_get_str(body);
   config->joins = ms_get_u32(body);
   config->mounts = ms_get_u32(body);
+  config->bwrap = ms_get_str(body);
   *stage = "version";
   if (!ms_get_end(body) || strcmp(config->version, MS_VERSION) != 0)
     return -EPROTO;
@@ -149,8 +154,8 @@ static int read_config(ms_reader *body, ms_config *config, const char **stage) {
   return 0;
 }
 
-/* Waits for the one message of the zygote. Without it there is nothing to live for. */
-static void await_create(int socket, int host_pidfd, ms_message *message) {
+/* Without that message there is nothing to live for. */
+int ms_await_create(int socket, int host_pidfd, ms_message *message) {
   struct pollfd events[] = {{.fd = socket, .events = POLLIN}, {.fd = host_pidfd, .events = POLLIN}};
   for (;;) {
     if (poll(events, 2, -1) < 0)
@@ -158,10 +163,9 @@ static void await_create(int socket, int host_pidfd, ms_message *message) {
     int received = events[1].revents ? 0 : ms_receive(socket, message);
     if (received == -EAGAIN)
       continue;
-    if (received <= 0 || message->fd_count != 1)
+    if (received <= 0 || message->fd_count < 1)
       _exit(1);
-    close(socket);
-    return;
+    return message->fds[0];
   }
 }
 
@@ -180,16 +184,16 @@ int ms_setup_receive(int socket, int host_pidfd, ms_message *message) {
 
 /* Into the groups that the host made, whose entrances it opened: the kernel asks for its rights,
  * not ours. From inside they are the root of all groups. */
-static int enter_groups(ms_message *message) {
-  uint32_t flags = ms_get_u32(&message->body);
+static int enter_groups(ms_message *message, bool apart, uint32_t *flags) {
+  *flags = ms_get_u32(&message->body);
   if (message->header.type != MS_JOIN || !ms_get_end(&message->body))
     return -EPROTO;
   for (size_t i = 0; i < message->fd_count; i++)
     if (write(message->fds[i], "0", 1) < 0)
       return -errno;
-  if (syscall(SYS_unshare, CLONE_NEWCGROUP) < 0)
+  if (apart && syscall(SYS_unshare, CLONE_NEWCGROUP) < 0)
     return -errno;
-  if (flags & MS_JOIN_MEMORY) {
+  if (*flags & MS_JOIN_MEMORY) {
     /* Where root set the value it cannot be lowered; then programs alone make the difference. */
     ms_write_text("/proc/self/oom_score_adj", "0", 0);
     ms_exec_expose();
@@ -197,16 +201,17 @@ static int enter_groups(ms_message *message) {
   return 0;
 }
 
-static int join_groups(const ms_config *config, int host, int host_pidfd, const char **stage) {
+int ms_join_groups(const ms_config *config, int socket, int host_pidfd, bool apart, uint32_t *flags,
+                   const char **stage) {
   if (!config->joins)
     return 0;
   *stage = "cgroup";
   ms_message *message = malloc(sizeof *message);
   if (!message)
     return -ENOMEM;
-  int error = ms_setup_receive(host, host_pidfd, message);
+  int error = ms_setup_receive(socket, host_pidfd, message);
   if (!error) {
-    error = enter_groups(message);
+    error = enter_groups(message, apart, flags);
     ms_close_fds(message);
   }
   free(message);
@@ -236,20 +241,21 @@ _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid
   static ms_mounts mounts;
   ms_config config;
   uint64_t secret = 0;
+  uint32_t joined;
   const char *stage = "";
   bool sighted = flags & MS_CREATE_MOUNTS; /* it sees the host's until it has what it is to show */
   int error = sighted ? 0 : prepare(uid, gid, flags, NULL, &stage);
   const char *prepared = stage;
-  await_create(zygote_socket, host_pidfd, message);
-  int host = message->fds[0];
+  int host = ms_await_create(zygote_socket, host_pidfd, message);
+  close(zygote_socket);
   message->fd_count = 0; /* kept */
-  int wrong = read_config(&message->body, &config, &stage);
+  int wrong = ms_config_read(&message->body, &config, &stage);
   if (wrong)
     error = wrong;
   else if (error)
     stage = prepared;
   else
-    error = join_groups(&config, host, host_pidfd, &stage);
+    error = ms_join_groups(&config, host, host_pidfd, true, &joined, &stage);
   if (!error)
     error = take_mounts(&mounts, &config, host, host_pidfd, sighted, &stage);
   if (!error && sighted)
@@ -258,6 +264,10 @@ _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid
     error = finish(&config, flags, &mounts, &secret, &stage);
   if (!error)
     ms_agent_loop(host, host_pidfd, secret, message);
+  ms_give_up(host, error, stage);
+}
+
+_Noreturn void ms_give_up(int host, int error, const char *stage) {
   char text[256];
   ms_writer body = {.data = text, .capacity = sizeof text};
   ms_put_u32(&body, (uint32_t)-error);

@@ -12,15 +12,20 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/magic.h>
 #include <search.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/statfs.h>
 #include <unistd.h>
 
 #define DIRECTORY (O_RDONLY | O_DIRECTORY | O_NONBLOCK)
 
-/* A directory that is on the tmpfs whatever "/" is. */
-#define OWN "dev"
+/* What is on the tmpfs: "/" itself, or else, with another root file system, what is put over it. */
+static const char *own_place(int root) {
+  struct statfs is;
+  return fstatfs(root, &is) == 0 && is.f_type == TMPFS_MAGIC ? "." : "dev";
+}
 
 /* What the names of files with more than one may take. */
 #define NAMES_MAX ((size_t)64 * 1024 * 1024)
@@ -189,7 +194,9 @@ int ms_work_snapshot(int argc, char **argv) {
   taking t = {0};
   struct stat st;
   int root = ms_open_path("/", DIRECTORY);
-  int error = root < 0 ? root : fstatat(root, OWN, &st, AT_SYMLINK_NOFOLLOW) < 0 ? -errno : 0;
+  int error = root < 0                                                       ? root
+              : fstatat(root, own_place(root), &st, AT_SYMLINK_NOFOLLOW) < 0 ? -errno
+                                                                             : 0;
   if (error < 0)
     return ms_out_failed(error, "");
   t.own = st.st_dev;
@@ -240,7 +247,7 @@ static int restore_stream(ms_restore *r) {
 int ms_work_restore(int argc, char **argv) {
   ms_restore r;
   int root = ms_open_path("/", DIRECTORY);
-  int error = root < 0 ? root : ms_restore_start(&r, root, OWN, argv + 1, argc - 1);
+  int error = root < 0 ? root : ms_restore_start(&r, root, own_place(root), argv + 1, argc - 1);
   if (error < 0)
     return ms_out_failed(error, "");
   error = ms_restore_clear(&r);

@@ -17,7 +17,7 @@ local PROMPT = "sandbox$ "
 local LIMITS = {
   "memory", "cpus", "processes", "disk", "inodes", "cpu_time", "open_files", "file_size",
 }
-local CREATE = { "image", "hostname", "allow_unenforced" }
+local CREATE = { "image", "hostname", "isolation", "allow_unenforced" }
 local HANDLE = { "provider", "cwd", "clear_env", "env_file" } -- also of one that is there
 
 M.FAILED = FAILED

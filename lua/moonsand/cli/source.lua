@@ -52,6 +52,8 @@ M.options = {
       complete = { "cpus", "memory" },
       text = "Accept that this limit cannot be held here." },
     { long = "hostname", value = "NAME", kind = "text", text = "Its name inside (`sandbox`)." },
+    { long = "isolation", value = "LAUNCHER", kind = "text", complete = { "native", "bwrap" },
+      text = "Who makes its namespaces: `native`, or `bwrap`." },
     { long = "allow-syscall", value = "NAME", kind = "words", many = true,
       text = "Let programs make a system call that is kept from them, such as `ptrace`." },
   },

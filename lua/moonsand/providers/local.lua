@@ -23,6 +23,14 @@ local M = { name = "local" }
 --- Where the helper program is: beside the C module.
 M.agent = (core.module_path() or ""):gsub("[^/]*$", "") .. "agent"
 
+--- Where bubblewrap is, which may make namespaces where this helper may not.
+M.bwrap = "/usr/bin/bwrap"
+
+--- Who makes the namespaces when `create` does not say: nil for the helper itself, and bwrap where only
+--- that may. Set in specs.
+---@type "native"|"bwrap"|nil
+M.isolation = nil
+
 --- How long the end of a program that was killed is waited for before the kill counts as unconfirmed.
 local KILL_CONFIRMED = 5
 
@@ -44,9 +52,10 @@ M.options = {
   idle_timeout = "number",
 }
 
---- What these may be here, if anything.
-local ONLY = { isolation = "native" }
-local UNSUPPORTED = { "isolation", "image", "template" }
+local UNSUPPORTED = { "image", "template" }
+
+--- Who may make the namespaces.
+local LAUNCHERS = { native = true, bwrap = true }
 
 local SECCOMP = { allow = "table" }
 local ALLOW_MAX = 16 -- as the agent takes
@@ -60,6 +69,9 @@ local native = {
   ["limits.disk"] = true, ["limits.inodes"] = true, ["limits.processes"] = true,
   ["limits.open_files"] = true, ["limits.file_size"] = true, ["limits.cpu_time"] = true,
 }
+
+--- What of that bwrap does not offer.
+local BEYOND_BWRAP = { root = true, ["limits.inodes"] = true }
 
 --- What `can` may be asked besides.
 M.capabilities = { "mounts", "root", "workspace" }
@@ -222,6 +234,9 @@ function Sandbox:open(path)
 end
 
 function Sandbox:can(name)
+  if self.isolation == "bwrap" and BEYOND_BWRAP[name] then
+    return false
+  end
   local limit = name:match "^limits%.(.*)"
   local held = self.held[limit]
   return (native[name] or held and held.by ~= "none") and "native" or false
@@ -472,7 +487,7 @@ function Sandbox:info()
   local now = self.detached and detached.read(self.id) or self
   return {
     pid = self.raw:pid(),
-    isolation = "native",
+    isolation = self.isolation,
     network = self.network,
     limits = self.held,
     mounts = self.mounts,
@@ -573,7 +588,11 @@ local function try(spec, plan, limits)
   if not from then
     return nil, message, code, detail
   end
-  spec.sight, message, code, detail = mounts.prepare(plan, from, limits)
+  if spec.bwrap then
+    spec.sight, message, code, detail = mounts.suit_bwrap(plan)
+  else
+    spec.sight, message, code, detail = mounts.prepare(plan, from, limits)
+  end
   if spec.sight == nil then
     if detail.stage == "zygote" then
       from:close()
@@ -603,6 +622,34 @@ local function make(spec, plan, limits)
     raw, from, code, detail = try(spec, plan, limits)
   end
   return raw, from, code, detail
+end
+
+--- Makes one with its limits, and what holds them; nothing of that is left if it fails.
+---@return userdata? raw, any from_or_message, string? code, table? detail, moonsand.local.Limits? planned
+local function make_bounded(opts, isolation, spec, plan, limits)
+  local planned, message, code, detail = limiting.plan(opts, M.agent, isolation)
+  if not planned then
+    return nil, message, code, detail
+  end
+  local raw, from
+  local groups = planned.groups
+  spec.bwrap = isolation == "bwrap" and M.bwrap or nil
+  spec.disk, spec.inodes = planned.values.disk, planned.values.inodes
+  spec.groups, spec.bounds_memory = groups and groups.handles, groups and groups.held.memory ~= nil
+  raw, from, code, detail = make(spec, plan, limits)
+  if not raw and groups then
+    groups:remove()
+  end
+  return raw, from, code, detail, planned
+end
+
+--- The same by bwrap, where the helper may make no namespaces itself: `first` is that failure.
+local function make_below_bwrap(first, opts, ...)
+  local raw, from, code, detail, planned = make_bounded(opts, "bwrap", ...)
+  if raw or code ~= "unavailable" and code ~= "unsupported" then
+    return raw, from, code, detail, planned
+  end
+  return doctor.neither(first, from, detail)
 end
 
 local function valid_hostname(name)
@@ -684,6 +731,7 @@ end
 local function new(raw, about)
   return setmetatable({
     raw = raw,
+    isolation = about.isolation,
     limits = about.limits, -- of each program, unless it says otherwise
     held = about.held,
     groups = about.groups, -- its control groups, if it has some
@@ -757,10 +805,14 @@ function M.create(opts, limits)
     return errors.fail("invalid", ("hostname: %s is none"):format(options.quote(hostname)))
   end
   for _, name in ipairs(UNSUPPORTED) do
-    if opts[name] ~= nil and opts[name] ~= ONLY[name] then
-      return errors.fail("unsupported", ONLY[name] == nil and name .. " is not supported by this provider"
-        or ("%s: only %s is supported by this provider"):format(name, tostring(ONLY[name])))
+    if opts[name] ~= nil then
+      return errors.fail("unsupported", name .. " is not supported by this provider")
     end
+  end
+  local isolation = opts.isolation or M.isolation
+  if isolation and not LAUNCHERS[isolation] then
+    return errors.fail("invalid", ("isolation: %s is none of 'native', 'bwrap'"):format(
+      options.quote(isolation)))
   end
   local network, message, code, detail = read_network(opts.network)
   if network == nil then
@@ -787,33 +839,20 @@ function M.create(opts, limits)
     forget(found)
     return nil, message, code, detail
   end
-  local planned
-  planned, message, code, detail = limiting.plan(opts, M.agent)
-  if not planned then
-    forget(found)
-    mounts.release(plan)
-    return nil, message, code, detail
+  local spec = { hostname = hostname, allow = allow, host_network = network == "host" }
+  local raw, from, planned
+  raw, from, code, detail, planned = make_bounded(opts, isolation, spec, plan, limits)
+  if not raw and not isolation and doctor.is_policy(detail) then
+    raw, from, code, detail, planned = make_below_bwrap(detail, opts, spec, plan, limits)
   end
-  local raw, from
-  raw, from, code, detail = make({
-    disk = planned.values.disk,
-    inodes = planned.values.inodes,
-    hostname = hostname,
-    allow = allow,
-    host_network = network == "host",
-    groups = planned.groups and planned.groups.handles,
-    bounds_memory = planned.groups and planned.groups.held.memory ~= nil,
-  }, plan, limits)
   mounts.release(plan)
   if not raw then
     forget(found)
-    if planned.groups then
-      planned.groups:remove()
-    end
     return nil, from, code, detail
   end
   local base, unsaved, kept = mounts.survey(plan)
   local box = new(raw, {
+    isolation = spec.bwrap and "bwrap" or "native",
     limits = limiting.of_programs(planned),
     held = planned.held,
     groups = planned.groups,

@@ -74,7 +74,7 @@ end
 
 --- The zygote is not to take it along.
 local function release(box, limits)
-  local zygote, pid = box.zygote, box.raw:pid()
+  local zygote, pid = box.zygote, box.raw:child()
   zygote:release(pid)
   while not zygote:released(pid) do
     local message, code, detail = loop.wait(limits, zygote)
@@ -111,6 +111,7 @@ local function about(box, fields, opts)
     metadata = fields.metadata,
     created_at = fields.created_at,
     pid = box.raw:pid(),
+    isolation = box.isolation,
     expires_at = opts.lifetime and os.time() + opts.lifetime or box.expires_at,
     idle_timeout = opts.idle_timeout or nil,
     limits = box.limits,

@@ -41,7 +41,7 @@ end
 
 local function read_all(asked)
   local values = {}
-  for name, value in pairs(options.check("moonsand.create: limits", asked, KNOWN, 7)) do
+  for name, value in pairs(options.check("moonsand.create: limits", asked, KNOWN, 8)) do
     local message, code, detail
     values[name], message, code, detail = read(name, value)
     if values[name] == nil then
@@ -66,13 +66,16 @@ end
 ---@field held table<string, { value: number, by: string }> as `box:info()` tells them
 ---@field groups? moonsand.local.Groups
 
+--- A number of files cannot be told to bwrap.
+local NO_INODES = { cause = "bwrap sets no number of files for a tmpfs", fix = "use isolation = \"native\"" }
+
 --- What holds memory and CPU. Whoever asks for neither, for whatever reason, pays for nothing.
-local function hold(self, values, asked, waived, agent)
+local function hold(self, values, asked, waived, agent, isolation)
   local wants = { memory = asked.memory, cpus = asked.cpus }
   if not next(wants) then
     return true
   end
-  wants.processes = values.processes
+  wants.processes = values.processes + (isolation == "bwrap" and 1 or 0) -- bwrap is in the group
   local groups, missing = cgroups.make(wants, agent)
   for _, name in ipairs { "memory", "cpus" } do
     if missing[name] and not waived[name] then
@@ -89,7 +92,7 @@ end
 
 --- Reads what was asked for and makes what is needed to hold it; or a failure.
 ---@return moonsand.local.Limits? limits, string? message, string? code, table? detail
-function M.plan(opts, agent)
+function M.plan(opts, agent, isolation)
   local asked, message, code, detail = read_all(opts.limits)
   if not asked then
     return nil, message, code, detail
@@ -97,6 +100,9 @@ function M.plan(opts, agent)
   local waived, values, self = {}, {}, { held = {} }
   for _, name in ipairs(opts.allow_unenforced or {}) do
     waived[name] = true
+  end
+  if isolation == "bwrap" and asked.inodes and not waived.inodes then
+    return cannot_hold("inodes", NO_INODES)
   end
   for name, value in pairs(DEFAULTS) do
     values[name] = value
@@ -108,10 +114,11 @@ function M.plan(opts, agent)
     values[name] = value
   end
   for name, value in pairs(values) do
-    self.held[name] = { value = value, by = HOW[name] or "none" }
+    local nothing = name == "inodes" and isolation == "bwrap"
+    self.held[name] = { value = value, by = not nothing and HOW[name] or "none" }
   end
   local ok
-  ok, message, code, detail = hold(self, values, asked, waived, agent)
+  ok, message, code, detail = hold(self, values, asked, waived, agent, isolation)
   if not ok then
     return nil, message, code, detail
   end

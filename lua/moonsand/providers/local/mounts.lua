@@ -318,6 +318,41 @@ function M.prepare(plan, zygote, limits)
   return sight
 end
 
+--- What bwrap cannot do as safely as it is done without it.
+local function beyond_bwrap(mount, plan)
+  if mount.root then
+    return "another root file system needs an overlay of the sandbox's own"
+  elseif mount.mode == "copy" and mount.is.kind == "directory" then
+    return "a copy of a directory needs an overlay of the sandbox's own"
+  elseif core.euid() == 0 and not (mount.is.uid == UNPRIVILEGED and mount.is.gid == UNPRIVILEGED) then
+    return ("its owner would have to be shown as the sandboxes' user, %d"):format(UNPRIVILEGED)
+  end
+  for _, other in ipairs(plan) do
+    if other ~= mount and not other.root and is_below(mount.target, other.target) then
+      return ("its target is below that of %s, where links could lead bwrap elsewhere"):format(other.label)
+    end
+  end
+end
+
+--- Makes a plan ready for bwrap, which binds by path; the agent then compares with what is held.
+---@return boolean|nil sight, string? message, string? code, table? detail
+function M.suit_bwrap(plan)
+  for _, mount in ipairs(plan) do
+    local cause = beyond_bwrap(mount, plan)
+    if cause then
+      return errors.fail("unsupported", ("%s: %s cannot be mounted with isolation = \"bwrap\": %s"):format(
+        mount.label, options.quote(mount.source), cause), {
+          started = false,
+          path = mount.source,
+          cause = cause,
+          fix = "leave it out or upload its files, or let the helper make the namespaces (isolation = "
+            .. "\"native\")",
+        })
+    end
+  end
+  return false
+end
+
 --- As the zygote takes them.
 function M.rows(plan)
   local rows = {}
@@ -394,6 +429,23 @@ local function why(stage, errno, mount)
   return errors.code(errno), ("%s: %s"):format(stage, core.strerror(errno))
 end
 
+--- A complaint of bwrap's that is about one of the mounts: it names a path, and why.
+local function complaint(plan, stage)
+  local words = stage:match "^bwrap: (.*)"
+  for _, mount in ipairs(words and plan or {}) do
+    local target = words:find(mount.target:sub(1, 100), 1, true) -- it is cut at some length
+    if target or words:find(mount.path:sub(1, 100), 1, true) then
+      local code = "invalid"
+      for _, errno in pairs(core.errno) do
+        code = words:sub(-#core.strerror(errno)) == core.strerror(errno) and errors.code(errno) or code
+      end
+      return true, ("%s: %s: %sbwrap: %s"):format(mount.label, options.quote(mount.source),
+        target and "target: " or "", words), code, { path = target and mount.target or mount.source }
+    end
+  end
+  return false
+end
+
 --- The failure of a stage as the agent names it ("source:2"); nil when it is no mount's.
 ---@return boolean failed, string? message, string? code, table? detail
 function M.failure(plan, stage, errno)
@@ -405,7 +457,7 @@ function M.failure(plan, stage, errno)
   end
   local mount = plan[tonumber(index)]
   if not mount then
-    return false
+    return complaint(plan, stage)
   end
   local code, words, detail = why(step, errno, mount)
   detail = detail or {}
