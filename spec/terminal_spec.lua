@@ -452,6 +452,9 @@ describe("moonsand.terminal", function()
       type("\26", "<148> ") -- ^Z
       assert.truthy(type("jobs\n", "<0> "):find "Stopped%s+sleep 100")
       type("fg\n", "sleep 100\r\n")
+      support.eventually(5, "it does not go on", function() -- it has the terminal before it does
+        return moonsand.assert(box:ps "sleep 100")[1].state ~= "stopped"
+      end)
       type("\3", "<130> ") -- ^C
       type("bg\n", "<1> ")
       type("sleep 100 &\n", "<0> ")

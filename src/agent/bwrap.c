@@ -145,7 +145,6 @@ static int become_bwrap(const ms_config *config, uint16_t flags, const ms_mounts
   sigset_t signals;
   sigemptyset(&signals);
   sigprocmask(SIG_SETMASK, &signals, NULL);
-  MS_STAGE("files", setpgid(0, 0)); /* see kill_child */
   MS_STAGE("bwrap", execve(config->bwrap, (char **)words.all, none));
   return 0;
 }

@@ -206,6 +206,8 @@ static int make_spare(zygote *z, spare *made, uint16_t flags) {
     close(pair[0]);
     return error;
   }
+  if (flags & MS_CREATE_BWRAP)
+    setpgid(pid, pid); /* see kill_child: before it is told to become bwrap */
   z->children[z->count++] = pid;
   *made = (spare){.pid = pid, .pidfd = pidfd, .socket = pair[0]};
   return 0;
