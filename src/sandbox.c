@@ -76,9 +76,13 @@ static void lose_everything(ms_sandbox *s) {
     }
 }
 
+/* Until it is ready, one below bwrap is all of bwrap's group: see kill_child of agent/main.c. */
 static void sandbox_kill(const ms_sandbox *s) {
-  if (s->pidfd >= 0 && !s->dead && !ms_reactor_foreign(s->reactor))
-    syscall(SYS_pidfd_send_signal, s->pidfd, SIGKILL, NULL, 0);
+  if (s->pidfd < 0 || s->dead || ms_reactor_foreign(s->reactor))
+    return;
+  if (s->complaints >= 0)
+    kill(-s->child, SIGKILL);
+  syscall(SYS_pidfd_send_signal, s->pidfd, SIGKILL, NULL, 0);
 }
 
 /* Ends it for whatever reason: a SIGKILL for pid 1 is one for all. The pidfd stays watched, it is

@@ -135,8 +135,11 @@ static void drop_spare(spare *s) {
 /* A bwrap leads a group. In it is what it started, until that is an agent, which has a session of
  * its own: a bwrap that dies too early leaves a child that waits for it for ever. */
 static void kill_child(pid_t pid) {
-  kill(-pid, SIGKILL);
+  bool leads = kill(-pid, SIGKILL) == 0;
   kill(pid, SIGKILL);
+  siginfo_t dead;
+  if (leads && waitid(P_PID, (id_t)pid, &dead, WEXITED | WNOWAIT) == 0)
+    kill(-pid, SIGKILL); /* now that it starts nothing any more */
 }
 
 static void zygote_reap(zygote *z) {
