@@ -32,8 +32,9 @@
 enum { HOST_SOCKET = 3, HOST_PIDFD = 4 };
 
 /* What one user of the host may be made to spend by one sandbox: counted per user namespace, with
- * these as the ceiling. */
-enum { MAX_PENDING_SIGNALS = 4096, MAX_QUEUE_BYTES = 819200 };
+ * these as the ceiling. They count in the user's own as well, which usually may have 819200 bytes
+ * of queues. */
+enum { MAX_PENDING_SIGNALS = 4096, MAX_QUEUE_BYTES = 102400 };
 
 typedef struct spare {
   pid_t pid;  /* 0: there is none */
