@@ -11,6 +11,7 @@
 #include <linux/seccomp.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
 #include <pty.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -164,6 +165,57 @@ static int native_no_watches(lua_State *L) {
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
     return answer(L, -1);
   return answer(L, prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
+}
+
+/* A thread that forks as long as it is wanted. Each child looks at what it has: descriptors that an
+ * exec would keep are counted, but for those that were so in the beginning. */
+enum { LOOKED_AT = 256 };
+static struct {
+  pthread_t thread;
+  volatile bool wanted;
+  bool known[LOOKED_AT];
+  long forks, kept;
+} forker;
+
+static bool is_kept(int fd) {
+  int flags = fcntl(fd, F_GETFD);
+  return flags >= 0 && !(flags & FD_CLOEXEC);
+}
+
+static void *fork_on(void *unused) {
+  while (forker.wanted) {
+    pid_t pid = fork();
+    if (pid == 0) {
+      for (int fd = 3; fd < LOOKED_AT; fd++)
+        if (is_kept(fd) && !forker.known[fd])
+          _exit(1);
+      _exit(0);
+    }
+    int status = 0;
+    if (pid > 0 && waitpid(pid, &status, 0) == pid) {
+      forker.forks++;
+      forker.kept += status != 0;
+    }
+  }
+  return unused;
+}
+
+static int native_forker(lua_State *L) {
+  for (int fd = 3; fd < LOOKED_AT; fd++)
+    forker.known[fd] = is_kept(fd);
+  forker.wanted = true;
+  forker.forks = forker.kept = 0;
+  errno = pthread_create(&forker.thread, NULL, fork_on, NULL);
+  return answer(L, errno ? -1 : 0);
+}
+
+/* -> how many forks there were, and in how many something was kept */
+static int native_forked(lua_State *L) {
+  forker.wanted = false;
+  pthread_join(forker.thread, NULL);
+  lua_pushinteger(L, (lua_Integer)forker.forks);
+  lua_pushinteger(L, (lua_Integer)forker.kept);
+  return 2;
 }
 
 /* leak(path) -> a descriptor without close-on-exec */
@@ -451,6 +503,8 @@ static const luaL_Reg functions[] = {
     {"nofile", native_nofile},
     {"fsize", native_fsize},
     {"no_watches", native_no_watches},
+    {"forker", native_forker},
+    {"forked", native_forked},
     {"leak", native_leak},
     {"list", native_list},
     {"below", native_below},
