@@ -2,7 +2,6 @@
 -- while many are made at once, or is several Lua states in several threads.
 
 local helper = require "helper"
-local moonsand = require "moonsand"
 local support = require "support.init"
 
 local native = support.native()
