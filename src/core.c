@@ -81,6 +81,7 @@
   X(ESTALE)                                                                                        \
   X(ETIME)                                                                                         \
   X(ETIMEDOUT)                                                                                     \
+  X(ETOOMANYREFS)                                                                                  \
   X(ETXTBSY)                                                                                       \
   X(EUSERS)                                                                                        \
   X(EWOULDBLOCK)                                                                                   \

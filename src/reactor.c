@@ -3,7 +3,8 @@
  *
  *   - Lua is never called, so nothing here is entered twice.
  *   - Every registered source is counted in `watched`. `fetched` holds events only within `step`;
- *     removing a source takes its events out of it.
+ *     removing a source takes its events out of it. A source set aside is not in `watched`, but the
+ *     alarm for all of them is a timer as long as there is one.
  *   - The timerfd is in use from the first `fd()` on: `step` itself waits until the nearest timer
  *     without it, for a fifth of the price. `armed` is when it goes off (0: not set), and is never
  *     later than the nearest timer. It may be earlier: cancelling the nearest timer leaves it,
@@ -19,6 +20,7 @@
 #include "moonsand.h"
 #include <errno.h>
 #include <math.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -31,6 +33,7 @@
 #define TYPE_NAME "moonsand.reactor"
 #define FETCH_MAX 64
 #define FOR_EVER 1e9 /* seconds: beyond, a timeout is none */
+#define ASIDE_PERIOD 0.01
 
 typedef struct ms_timer {
   double at;
@@ -59,6 +62,10 @@ struct ms_reactor {
   size_t watched;
   struct epoll_event fetched[FETCH_MAX];
   int fetched_count;
+
+  ms_source *aside;       /* a list of those that the epoll set had no room for */
+  ms_source *aside_after; /* the next one to look at, while they are looked at */
+  ms_alarm aside_alarm;
 
   ms_id *ready; /* owned: a ring */
   size_t ready_capacity, ready_head, ready_count;
@@ -101,6 +108,8 @@ static struct timespec to_timespec(double seconds) {
   }
   return t;
 }
+
+static void aside_due(ms_alarm *alarm);
 
 /* ---- life ---- */
 
@@ -180,6 +189,7 @@ static int reactor_init(ms_reactor *r) {
   if (epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, r->timer_fd, &event) != 0) {
     return -errno;
   }
+  r->aside_alarm.due = aside_due;
   r->pid = getpid();
   r->fresh = fresh_page();
   return 0;
@@ -240,6 +250,67 @@ static void drop_fetched(ms_reactor *r, const ms_source *source) {
   }
 }
 
+/* What all epoll sets of a user may watch together is bounded, and code in a sandbox may be that
+ * user and take all of it. Nobody shall wait for ever then: what does not fit is set aside, and
+ * looked at a hundred times a second until it fits. */
+
+static ms_source **aside_place(ms_reactor *r, const ms_source *source) {
+  ms_source **at = &r->aside;
+  while (*at && *at != source) {
+    at = &(*at)->next;
+  }
+  return at;
+}
+
+static bool aside_remove(ms_reactor *r, ms_source *source) {
+  ms_source **at = aside_place(r, source);
+  if (!*at) {
+    return false;
+  }
+  if (r->aside_after == source) {
+    r->aside_after = source->next;
+  }
+  *at = source->next;
+  return true;
+}
+
+/* 0 or a negative errno: without an alarm nobody would look. */
+static int aside_add(ms_reactor *r, ms_source *source) {
+  if (r->aside_alarm.id == 0) {
+    ms_alarm_set(r, &r->aside_alarm, ms_now() + ASIDE_PERIOD);
+  }
+  if (r->aside_alarm.id == 0) {
+    return -ENOMEM;
+  }
+  source->next = r->aside;
+  r->aside = source;
+  return 0;
+}
+
+static void aside_look(ms_reactor *r, ms_source *source) {
+  struct epoll_event event = {.events = source->events, .data.ptr = source};
+  if (epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, source->fd, &event) == 0) {
+    aside_remove(r, source);
+    r->watched++;
+    return;
+  }
+  struct pollfd state = {.fd = source->fd, .events = (short)source->events};
+  if (poll(&state, 1, 0) > 0) {
+    source->ready(source, (uint32_t)state.revents);
+  }
+}
+
+static void aside_due(ms_alarm *alarm) {
+  ms_reactor *r = (ms_reactor *)((char *)alarm - offsetof(ms_reactor, aside_alarm));
+  for (ms_source *source = r->aside; source; source = r->aside_after) {
+    r->aside_after = source->next;
+    aside_look(r, source);
+  }
+  if (r->aside) {
+    ms_alarm_set(r, alarm, ms_now() + ASIDE_PERIOD);
+  }
+}
+
 int ms_source_watch(ms_reactor *r, ms_source *source, uint32_t events) {
   if (events == source->events) {
     return 0;
@@ -248,6 +319,13 @@ int ms_source_watch(ms_reactor *r, ms_source *source, uint32_t events) {
     /* The set is the parent's, or gone: forget the source, touch nothing. */
     source->events = events ? source->events : 0;
     return events ? -ESTALE : 0;
+  }
+  if (source->events && *aside_place(r, source)) {
+    if (!events) {
+      aside_remove(r, source);
+    }
+    source->events = events;
+    return 0;
   }
   int operation = !source->events ? EPOLL_CTL_ADD : events ? EPOLL_CTL_MOD : EPOLL_CTL_DEL;
   struct epoll_event event = {.events = events, .data.ptr = source};
@@ -258,6 +336,8 @@ int ms_source_watch(ms_reactor *r, ms_source *source, uint32_t events) {
     drop_fetched(r, source);
   } else if (error == 0 && operation == EPOLL_CTL_ADD) {
     r->watched++;
+  } else if (error == -ENOSPC && operation == EPOLL_CTL_ADD) {
+    error = aside_add(r, source);
   }
   if (error == 0) {
     source->events = events;

@@ -24,6 +24,7 @@ struct ms_source {
   void (*ready)(ms_source *source, uint32_t events); /* EPOLLIN, EPOLLOUT, EPOLLHUP, EPOLLERR */
   int fd;                                            /* borrowed from the owner; -1: none */
   uint32_t events;                                   /* registered interest; 0: not registered */
+  ms_source *next;                                   /* the reactor's, of a source set aside */
 };
 
 /* A thing that Lua can wait for. `ms_wake` puts its id on the ready list, once, if it is armed. */

@@ -38,6 +38,7 @@ local names = {
   EMFILE = "unavailable",
   ENFILE = "unavailable",
   ENOMEM = "unavailable",
+  ETOOMANYREFS = "unavailable",
   EPROTO = "protocol",
   EADDRINUSE = "busy",
   EADDRNOTAVAIL = "invalid",

@@ -150,7 +150,7 @@ describe("identity", function()
       assert.equal("1024 1024", limits.processes)
       assert.equal("1 1", limits["core file size"]) -- the one value that a |handler respects
       assert.equal("4096 4096", limits["pending signals"])
-      assert.equal("819200 819200", limits["msgqueue size"])
+      assert.equal("102400 102400", limits["msgqueue size"])
     end)
 
     it("without core dumps, and without a handler of the host's", function()

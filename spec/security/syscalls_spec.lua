@@ -69,6 +69,15 @@ describe("system calls", function()
     support.refused(given, expected)
   end)
 
+  it("give nothing away in a sweep of requests to devices, flags of namespaces, options of prctl", function()
+    local host = support.read "/proc/self/mountinfo" .. support.run "stty -a </dev/null; uname -n"
+    local box = moonsand.assert(moonsand.create())
+    assert.equal("done\n", support.try(box, "sweep").stdout)
+    assert.equal("fine\n", moonsand.assert(box:exec "echo fine").stdout)
+    box:close()
+    assert.equal(host, support.read "/proc/self/mountinfo" .. support.run "stty -a </dev/null; uname -n")
+  end)
+
   it("that open the sandbox are not given back", function()
     for _, name in ipairs { "mount", "unshare", "keyctl", "bpf", "io_uring_setup", "prlimit64",
       "setrlimit", "socket", "ioctl", "clone", "clone3", "nonsense", "", "open_tree" } do

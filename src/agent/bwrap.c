@@ -136,7 +136,7 @@ static int become_bwrap(const ms_config *config, uint16_t flags, const ms_mounts
   if (error)
     return error;
   int program;
-  MS_STAGE("files", program = open("/proc/self/exe", O_RDONLY | O_CLOEXEC));
+  MS_STAGE("files", program = open("/proc/self/exe", O_PATH | O_CLOEXEC));
   MS_STAGE("files", arrange(told, host_pidfd, program, complaints));
   put_words(&words, config, flags, mounts);
   *stage = "words";

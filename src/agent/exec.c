@@ -258,24 +258,29 @@ static int child_run(void *argument) {
   _exit(ms_worker_main((int)c->exec->argc, (char **)c->argv));
 }
 
-/* Waits until the child has become its program, or says why not. What runs inside may have stopped
- * it, again and again: then it is told to go on, and given up in the end. */
+/* Waits until the child has become its program or is gone, which the end of the pipe tells: till
+ * then, also after it said why it failed, it runs on a stack in our frame. What runs inside may
+ * have stopped it, again and again: then it is told to go on, and given up in the end. */
 static void await_report(int fd, pid_t pid) {
   struct pollfd report = {.fd = fd, .events = POLLIN};
+  failure f;
   for (int round = 0; round < START_ROUNDS; round++) {
-    if (poll(&report, 1, START_ROUND_MS) > 0) {
-      failure f;
-      if (read(fd, &f, sizeof f) == sizeof f) {
-        child_failure.error = f.error;
-        child_failure.what = f.what;
-      }
-      return;
+    if (poll(&report, 1, START_ROUND_MS) <= 0) {
+      kill(pid, SIGCONT);
+      continue;
     }
-    kill(pid, SIGCONT);
+    if (read(fd, &f, sizeof f) != sizeof f)
+      return;
+    child_failure.error = f.error;
+    child_failure.what = f.what;
   }
   kill(pid, SIGKILL);
-  child_failure.error = EBUSY;
-  child_failure.what = "start";
+  while (read(fd, &f, sizeof f) > 0)
+    continue;
+  if (!child_failure.error) {
+    child_failure.error = EBUSY;
+    child_failure.what = "start";
+  }
 }
 
 /* The kernel is to choose a program, not us, when the sandbox's memory is used up. Done from here:

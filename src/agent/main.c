@@ -7,7 +7,13 @@
  * is made, while the host is busy with the first.
  *
  * It is started with an empty environment and these files: 0 to 2 /dev/null, 3 its socket to the
- * host, 4 the host's pidfd. With arguments the program is the keeper instead (keeper.c). */
+ * host, 4 the host's pidfd. With arguments the program is the keeper instead (keeper.c).
+ *
+ * The first thing that it does is to go on as a copy of itself in memory. In every program before
+ * its exec, /proc/self/exe is what we run from: a link in the place of a program, or the first line
+ * of a script, leads there, and who opens it through /proc has a file of the host's, perhaps its
+ * user's own, to change (CVE-2019-5736 was that). The copy is sealed; and as it cannot be read,
+ * what runs from it is not dumpable, so that nobody inside opens it at all. */
 #include "agent.h"
 
 #include <errno.h>
@@ -20,8 +26,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -32,8 +40,9 @@
 enum { HOST_SOCKET = 3, HOST_PIDFD = 4 };
 
 /* What one user of the host may be made to spend by one sandbox: counted per user namespace, with
- * these as the ceiling. */
-enum { MAX_PENDING_SIGNALS = 4096, MAX_QUEUE_BYTES = 819200 };
+ * these as the ceiling. They count in the user's own as well, which usually may have 819200 bytes
+ * of queues. */
+enum { MAX_PENDING_SIGNALS = 4096, MAX_QUEUE_BYTES = 102400 };
 
 typedef struct spare {
   pid_t pid;  /* 0: there is none */
@@ -87,7 +96,38 @@ static int drop_root(void) {
   return contained ? 0 : -1;
 }
 
+#ifndef MFD_EXEC
+#define MFD_EXEC 0x10u
+#endif
+
+static const char copy_name[] = "moonsand-zygote"; /* argv[0] of the copy */
+
+/* An anonymous executable file; kernels before 6.3 do not know the flag that others insist on. */
+static int memory_file(void) {
+  int fd = memfd_create("moonsand", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_EXEC);
+  return fd >= 0 ? fd : memfd_create("moonsand", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+}
+
+/* Returns only when it cannot be. */
+static void become_copy(void) {
+  const int seals = F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL;
+  char *const argv[] = {(char *)(uintptr_t)copy_name, NULL}, *const envp[] = {NULL};
+  struct stat st;
+  int own = open("/proc/self/exe", O_RDONLY | O_CLOEXEC), copy = memory_file();
+  if (own < 0 || copy < 0 || fstat(own, &st) < 0)
+    return;
+  for (off_t left = st.st_size; left > 0;) {
+    ssize_t sent = sendfile(copy, own, NULL, (size_t)left);
+    if (sent <= 0)
+      return;
+    left -= sent;
+  }
+  if (fchmod(copy, 0111) == 0 && fcntl(copy, F_ADD_SEALS, seals) == 0)
+    syscall(SYS_execveat, copy, "", argv, envp, AT_EMPTY_PATH);
+}
+
 static int zygote_prepare(zygote *z) {
+  prctl(PR_SET_DUMPABLE, 1, 0, 0, 0); /* a fork writes its own uid_map */
   reset_signals();
   sigset_t chld;
   sigemptyset(&chld);
@@ -295,6 +335,10 @@ int main(int argc, char **argv) {
     ms_bwrapped_main(argv + 2, &request);
   if (argc > 1)
     return ms_keeper_main(argc - 1, argv + 1);
+  if (argc < 1 || strcmp(argv[0], copy_name) != 0) {
+    become_copy();
+    return 1;
+  }
   zygote z = {0};
   if (zygote_prepare(&z) < 0)
     return 1;

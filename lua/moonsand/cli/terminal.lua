@@ -51,11 +51,15 @@ function M.paint(fd, style, text)
   return ("\27[%sm%s\27[0m"):format(CODES[style], text)
 end
 
---- A text for people: nothing in it can steer the terminal.
-local function harmless(text)
-  return (text:gsub("[%c\127]", function(c)
-    return c == "\n" and c or ("\\x%02x"):format(c:byte())
+local function written_out(bytes)
+  return bytes == "\n" and bytes or (bytes:gsub(".", function(c)
+    return ("\\x%02x"):format(c:byte())
   end))
+end
+
+--- A text for people: nothing in it can steer the terminal, not in the UTF-8 of the upper half either.
+local function harmless(text)
+  return (text:gsub("[%c\127]", written_out):gsub("\194[\128-\159]", written_out))
 end
 M.harmless = harmless
 

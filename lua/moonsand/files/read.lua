@@ -70,7 +70,7 @@ function M.read(driver, path, offset, length, max, limits)
   end
   local what = "read " .. options.quote(path)
   if errno == "too_large" then
-    return errors.fail("too_large", ("%s: %d bytes are more than max (%d)"):format(what, size, max),
+    return errors.fail("too_large", ("%s: %.0f bytes are more than max (%.0f)"):format(what, size, max),
       { path = path, size = size })
   end
   return errors.errno(errno, what, { path = path })

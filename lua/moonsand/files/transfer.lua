@@ -313,7 +313,7 @@ function M.download(driver, path, host_path, max, limit, o)
     if not entry then
       return errors.errno(errno, what, { path = path })
     elseif entry.size > max then
-      return errors.fail("too_large", ("%s: %d bytes are more than max (%d)"):format(what,
+      return errors.fail("too_large", ("%s: %.0f bytes are more than max (%.0f)"):format(what,
         entry.size, max), { path = path, size = entry.size })
     end
     size = entry.size

@@ -229,7 +229,7 @@ local SEND = shell.ONLY_FILES .. 'only_files "$1"; exec cat <"$1"'
 
 local function download_file(driver, entry, path, host_path, max, o, limits)
   if entry.size > max then
-    return errors.fail("too_large", ("download %s: %d bytes are more than max (%d)"):format(
+    return errors.fail("too_large", ("download %s: %.0f bytes are more than max (%.0f)"):format(
       options.quote(path), entry.size, max), { path = path, size = entry.size })
   end
   local placed, errno = core.place(host_path, entry.mode % 512)

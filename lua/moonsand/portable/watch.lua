@@ -101,7 +101,7 @@ function M.changes(driver, path, recursive, limits)
   local seen = {}
   for _, entry in ipairs(entries) do
     seen[entry.path] = entry.type == "directory" and "directory" -- what is in it is told by itself
-      or ("%s %d %.9f %o"):format(entry.type, entry.size, entry.modified_at, entry.mode)
+      or ("%s %.0f %.9f %o"):format(entry.type, entry.size, entry.modified_at, entry.mode)
   end
   return seen
 end

@@ -7,8 +7,11 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <pthread.h>
 #include <pty.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -16,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/ipc.h>
 #include <sys/prctl.h>
@@ -145,6 +149,73 @@ static int native_fsize(lua_State *L) {
   getrlimit(RLIMIT_FSIZE, &limit);
   limit.rlim_cur = lua_isnoneornil(L, 1) ? limit.rlim_max : (rlim_t)luaL_checkinteger(L, 1);
   return answer(L, setrlimit(RLIMIT_FSIZE, &limit));
+}
+
+/* no_watches(): from here on no epoll set takes anything more, as when its user has used all up. */
+static int native_no_watches(lua_State *L) {
+  struct sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_epoll_ctl, 0, 3),
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, EPOLL_CTL_ADD, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | ENOSPC),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  struct sock_fprog program = {.len = sizeof filter / sizeof *filter, .filter = filter};
+  if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0)
+    return answer(L, -1);
+  return answer(L, prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program));
+}
+
+/* A thread that forks as long as it is wanted. Each child looks at what it has: descriptors that an
+ * exec would keep are counted, but for those that were so in the beginning. */
+enum { LOOKED_AT = 256 };
+static struct {
+  pthread_t thread;
+  volatile bool wanted;
+  bool known[LOOKED_AT];
+  long forks, kept;
+} forker;
+
+static bool is_kept(int fd) {
+  int flags = fcntl(fd, F_GETFD);
+  return flags >= 0 && !(flags & FD_CLOEXEC);
+}
+
+static void *fork_on(void *unused) {
+  while (forker.wanted) {
+    pid_t pid = fork();
+    if (pid == 0) {
+      for (int fd = 3; fd < LOOKED_AT; fd++)
+        if (is_kept(fd) && !forker.known[fd])
+          _exit(1);
+      _exit(0);
+    }
+    int status = 0;
+    if (pid > 0 && waitpid(pid, &status, 0) == pid) {
+      forker.forks++;
+      forker.kept += status != 0;
+    }
+  }
+  return unused;
+}
+
+static int native_forker(lua_State *L) {
+  for (int fd = 3; fd < LOOKED_AT; fd++)
+    forker.known[fd] = is_kept(fd);
+  forker.wanted = true;
+  forker.forks = forker.kept = 0;
+  errno = pthread_create(&forker.thread, NULL, fork_on, NULL);
+  return answer(L, errno ? -1 : 0);
+}
+
+/* -> how many forks there were, and in how many something was kept */
+static int native_forked(lua_State *L) {
+  forker.wanted = false;
+  pthread_join(forker.thread, NULL);
+  lua_pushinteger(L, (lua_Integer)forker.forks);
+  lua_pushinteger(L, (lua_Integer)forker.kept);
+  return 2;
 }
 
 /* leak(path) -> a descriptor without close-on-exec */
@@ -431,6 +502,9 @@ static const luaL_Reg functions[] = {
     {"readable", native_readable},
     {"nofile", native_nofile},
     {"fsize", native_fsize},
+    {"no_watches", native_no_watches},
+    {"forker", native_forker},
+    {"forked", native_forked},
     {"leak", native_leak},
     {"list", native_list},
     {"below", native_below},
