@@ -6,6 +6,7 @@ local core = require "moonsand.core"
 local helper = require "helper"
 local loop = require "moonsand.loop"
 local moonsand = require "moonsand"
+local launch = require "moonsand.providers.local.launch"
 local provider = require "moonsand.providers.local"
 local support = require "support.init"
 
@@ -14,7 +15,7 @@ local errno = core.errno
 local root = native.getuid() == 0
 
 describe("bwrap:", function()
-  local bwrap, isolation = provider.bwrap, provider.isolation
+  local bwrap, isolation = launch.bwrap, provider.isolation
 
   helper.deadline(30)
 
@@ -23,7 +24,7 @@ describe("bwrap:", function()
   end)
 
   after_each(function()
-    provider.bwrap, provider.isolation = bwrap, isolation
+    launch.bwrap, provider.isolation = bwrap, isolation
   end)
 
   helper.no_leaks()
@@ -44,7 +45,7 @@ describe("bwrap:", function()
   local function script(name, text)
     local path = support.write(support.directory() .. "/" .. name, "#!/bin/sh\n" .. text .. "\n")
     support.run("chmod 755 " .. path)
-    provider.bwrap = path
+    launch.bwrap = path
   end
 
   -- ------------------------------------------------------------------ choosing
@@ -120,7 +121,7 @@ describe("bwrap:", function()
 
     it("is none where the helper may not and there is no bwrap", function()
       local text = denied("own-userns", [[
-        require("moonsand.providers.local").bwrap = "/nonexistent/bwrap"
+        require("moonsand.providers.local.launch").bwrap = "/nonexistent/bwrap"
         local box, message, code, detail = require "moonsand".create()
         print(box, code, detail.cause, detail.fix)]])
       assert.truthy(text:find "^nil\tunavailable\t[^\n]+; and by bwrap: there is no bwrap\t[^\n]+"
@@ -132,7 +133,7 @@ describe("bwrap:", function()
 
   describe("a bwrap", function()
     it("that is missing", function()
-      provider.bwrap = "/nonexistent/bwrap"
+      launch.bwrap = "/nonexistent/bwrap"
       local detail = refused({ isolation = "bwrap" }, "unavailable")
       assert.equal("there is no bwrap", detail.cause)
       assert.truthy(detail.fix:find "apt install bubblewrap")
@@ -140,8 +141,8 @@ describe("bwrap:", function()
 
     it("that is missing is no fault where it is not needed", function()
       local text = support.child [[
-        local provider = require "moonsand.providers.local"
-        provider.isolation, provider.bwrap = nil, "/nonexistent/bwrap"
+        require("moonsand.providers.local").isolation = nil
+        require("moonsand.providers.local.launch").bwrap = "/nonexistent/bwrap"
         print(require "moonsand".doctor())]]
       assert.truthy(text:find('ok   a local sandbox (isolation = "native")', 1, true), text)
       assert.is_nil(text:find "bwrap", text)
@@ -150,7 +151,7 @@ describe("bwrap:", function()
     it("that is setuid is not used", function()
       local path = support.directory() .. "/setuid"
       support.run(("cp %s %s; chmod 4755 %s"):format(bwrap, path, path))
-      provider.bwrap = path
+      launch.bwrap = path
       assert.truthy(refused({ isolation = "bwrap" }, "unavailable").cause:find "setuid")
     end)
 

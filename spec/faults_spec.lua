@@ -5,9 +5,9 @@
 local core = require "moonsand.core"
 local doctor = require "moonsand.doctor"
 local helper = require "helper"
+local launch = require "moonsand.providers.local.launch"
 local loop = require "moonsand.loop"
 local moonsand = require "moonsand"
-local provider = require "moonsand.providers.local"
 local support = require "support.init"
 
 local native = support.native()
@@ -35,12 +35,12 @@ local function end_zygotes()
   end)
 end
 
-local agent = provider.agent
+local agent = launch.agent
 
 --- The next sandboxes come from another helper.
 local function use(path)
   end_zygotes()
-  provider.agent = path
+  launch.agent = path
 end
 
 --- A helper that lies: see spec/support/liar.c.
@@ -56,7 +56,7 @@ describe("faults:", function()
   helper.deadline(30)
 
   after_each(function()
-    if provider.agent ~= agent then
+    if launch.agent ~= agent then
       use(agent)
     end
   end)

@@ -194,7 +194,7 @@ describe("moonsand.mounts", function()
     end)
 
     it("never holds the helper that makes sandboxes", function()
-      local own = require("moonsand.providers.local").agent
+      local own = require("moonsand.providers.local.launch").agent
       for _, source in ipairs { own, (own:gsub("/[^/]*$", "")), (own:gsub("/[^/]*/[^/]*$", "")) } do
         if source:sub(1, 1) ~= "/" then
           source = "./" .. source

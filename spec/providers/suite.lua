@@ -459,9 +459,13 @@ return function(name, opts)
         assert(p:wait(20))
         p = assert(box:start [[trap "" TERM; echo on; exec sleep 63]]) -- which has no fork to be counted
         assert.equal("on", p.stdout:read("l", 20))
-        assert.equal(1, box:killall(function(row)
-          return row.command:find("sleep 63", 1, true) ~= nil
-        end, { grace = 0.1 }))
+        local function sleeps(row)
+          return row.command == "sleep 63"
+        end
+        support.eventually(20, "it does not sleep", function()
+          return #assert(box:ps(sleeps)) == 1
+        end)
+        assert.equal(1, box:killall(sleeps, { grace = 0.1 }))
         assert.equal("KILL", assert(p:wait(20)).signal)
         assert.equal(0, box:killall "no such thing")
       end)

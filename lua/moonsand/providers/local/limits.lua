@@ -41,7 +41,7 @@ end
 
 local function read_all(asked)
   local values = {}
-  for name, value in pairs(options.check("moonsand.create: limits", asked, KNOWN, 8)) do
+  for name, value in pairs(options.check("moonsand.create: limits", asked, KNOWN, 9)) do
     local message, code, detail
     values[name], message, code, detail = read(name, value)
     if values[name] == nil then
