@@ -83,6 +83,7 @@ describe("faults:", function()
         apparmor = function() return false end,
         userns_clone_off = function() return false end,
         max_user_namespaces = function() return 65536 end,
+        memfd_noexec = function() return false end,
         container = function() return false end,
         kernel = function() return 6, 1 end,
       }
@@ -111,6 +112,8 @@ describe("faults:", function()
       { "an old kernel", "open_tree", "ENOSYS", { kernel = function() return 5, 4 end },
         "5%.14", "5%.14" },
       { "an unknown policy", "clone", "EPERM", {}, "policy", "SELinux" },
+      { "no programs from memory", "zygote", "ECONNRESET", { memfd_noexec = true }, "memfd_noexec",
+        "memfd_noexec=1" },
       { "another version", "version", "EPROTO", {}, "version", "make install" },
       { "no helper", "helper", "ENOENT", {}, "missing", "make" },
       { "a helper that may not run", "helper", "EACCES", {}, "executed", "noexec" },

@@ -89,7 +89,7 @@ describe("processes of a local sandbox", function()
     it("knows all states", function()
       local stopped = start "echo up; kill -STOP $$"
       local busy = start "echo up; while :; do :; done"
-      local parent = start { "sh", "-c", "sleep 0 & echo up; exec sleep 100" }
+      local parent = start { "sh", "-c", "sleep 0.3 & echo up; exec sleep 100" }
       support.eventually(5, "not stopped", function()
         return row_of(stopped.pid).state == "stopped"
       end)

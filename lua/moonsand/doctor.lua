@@ -27,6 +27,9 @@ M.machine = {
   max_user_namespaces = function()
     return tonumber(read_line "/proc/sys/user/max_user_namespaces" or "")
   end,
+  memfd_noexec = function()
+    return read_line "/proc/sys/vm/memfd_noexec" == "2"
+  end,
   container = function()
     local docker = io.open "/.dockerenv" or io.open "/run/.containerenv"
     if docker then
@@ -51,6 +54,11 @@ local APPARMOR = {
   fix = "sudo apparmor_parser -r /etc/apparmor.d/moonsand (which make install puts there), or "
     .. "bubblewrap and its profile bwrap-userns-restrict, or "
     .. "sudo sysctl -w kernel.apparmor_restrict_unprivileged_userns=0",
+}
+local MEMFD_NOEXEC = {
+  cause = "no program may run from memory here (vm.memfd_noexec = 2), and the helper does, so that "
+    .. "nothing inside gets at its file",
+  fix = "sudo sysctl -w vm.memfd_noexec=1",
 }
 local APPARMOR_BWRAP = {
   cause = "AppArmor keeps bwrap from using user namespaces",
@@ -194,6 +202,8 @@ function M.explain(stage, errno, path)
     return OLD_KERNEL
   elseif M.machine.apparmor() and (errno == e.EPERM or errno == e.EACCES) then
     return APPARMOR
+  elseif stage == "zygote" and M.machine.memfd_noexec() then
+    return MEMFD_NOEXEC
   elseif stage == "zygote" or stage == "agent" then
     return { cause = "the helper process ended unexpectedly", fix = "try again; see dmesg for the reason" }
   end
