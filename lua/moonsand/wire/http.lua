@@ -82,29 +82,43 @@ local function header_line(name, value)
   if value == false then
     return name .. ":"
   elseif kind ~= "string" and kind ~= "number" then
-    errors.raise(5, "headers: the value of '%s' must be a string or a number, got %s", name, kind)
+    errors.raise(6, "headers: the value of '%s' must be a string or a number, got %s", name, kind)
   end
   return value == "" and name .. ";" or name .. ": " .. value
 end
 
 local FRAMING = { ["content-length"] = true, ["transfer-encoding"] = true }
 
+--- Adds the lines of one header, its name in lower case: true, or a failure.
+local function add_lines(lines, lower, header)
+  local name = header[1]
+  if name:find "[^%w!#$%%&'*+%-.^_`|~]" or name == "" then
+    return errors.fail("invalid", ("a header cannot be called %s"):format(options.quote(name)))
+  elseif FRAMING[lower] then
+    return errors.fail("invalid", ("the header '%s' is ours to set"):format(name))
+  end
+  for _, value in ipairs(header[2]) do
+    local line = header_line(name, value)
+    if line:find "[%z\r\n]" then
+      return errors.fail("invalid",
+        ("the header '%s' has a line end or a NUL in its value"):format(name))
+    end
+    lines[#lines + 1] = line
+  end
+  return true
+end
+
+--- The lines of headers, sorted. What is ours has its line already.
 local function header_lines(known)
   local lines = {}
   for lower, header in pairs(known) do
-    local name = header[1]
-    if name:find "[^%w!#$%%&'*+%-.^_`|~]" or name == "" then
-      return errors.fail("invalid", ("a header cannot be called %s"):format(options.quote(name)))
-    elseif FRAMING[lower] then
-      return errors.fail("invalid", ("the header '%s' is ours to set"):format(name))
-    end
-    for _, value in ipairs(header[2]) do
-      local line = header_line(name, value)
-      if line:find "[%z\r\n]" then
-        return errors.fail("invalid",
-          ("the header '%s' has a line end or a NUL in its value"):format(name))
+    if header.line then
+      lines[#lines + 1] = header.line
+    else
+      local added, message, code, detail = add_lines(lines, lower, header)
+      if not added then
+        return nil, message, code, detail
       end
-      lines[#lines + 1] = line
     end
   end
   table.sort(lines)
@@ -139,8 +153,8 @@ end
 -- Without a body, such a request is given an empty one: services expect it.
 local WITH_BODY = { POST = true, PUT = true, PATCH = true }
 -- What curl would add by itself is taken out.
-local AGENT = { "User-Agent", { "moonsand/" .. version } }
-local NO_EXPECT, NO_TYPE = { "Expect", { false } }, { "Content-Type", { false } }
+local AGENT = { "User-Agent", line = "User-Agent: moonsand/" .. version }
+local NO_EXPECT, NO_TYPE = { "Expect", line = "Expect:" }, { "Content-Type", line = "Content-Type:" }
 
 local function plan_of(request)
   local url = request.url or (request.base_url or "") .. (request.path or "")
@@ -432,7 +446,7 @@ local function exchange(plan, transfer, limits)
       return nil, message, code, detail
     end
   end
-  while not transfer:head() do
+  while not transfer:answered() do
     if transfer:over() then
       return nil
     end
@@ -455,11 +469,12 @@ local function attempt(plan, limits)
   local done
   done, message, code, detail = exchange(plan, transfer, limits)
   loop.unguard(guard)
-  local shown = plan.method .. " " .. plan.shown
-  if message then
-    return stop(transfer, shown, plan.request.provider, message, code, detail)
-  elseif not done then
-    return fail(M.explain(transfer, shown, plan.request.provider))
+  if not done then
+    local shown, provider = plan.method .. " " .. plan.shown, plan.request.provider
+    if message then
+      return stop(transfer, shown, provider, message, code, detail)
+    end
+    return fail(M.explain(transfer, shown, provider))
   end
   local response = new_response(plan, transfer, limits)
   end_by_token(response, limits.token)
