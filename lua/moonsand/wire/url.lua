@@ -62,8 +62,8 @@ end
 ---@param url string
 ---@return string
 function M.safe(url)
-  if not url:find "[?#@]" then
-    return url
+  if not (url:find("?", 1, true) or url:find("#", 1, true) or url:find("@", 1, true)) then
+    return url -- a pattern takes ten times as long to find that
   end
   local scheme, rest = url:match "^(%a[%w+.-]*://)(.*)$"
   rest = (rest or url):gsub("[?#].*$", "")
