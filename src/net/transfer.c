@@ -260,6 +260,8 @@ static void set_answer(ms_transfer *t) {
     curl_easy_setopt(easy, CURLOPT_CONNECT_ONLY, 1L);
     curl_easy_setopt(easy, CURLOPT_FRESH_CONNECT, 1L);
     curl_easy_setopt(easy, CURLOPT_HTTPPROXYTUNNEL, 1L);
+  } else {
+    ms_net_own_sockets(t->net, easy);
   }
   if (t->compressed)
     curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "");
