@@ -143,8 +143,9 @@ static int floor_serve(lua_State *L) {
 typedef struct client {
   CURLM *multi;
   CURL *easy[WIDTH_MAX];
-  size_t received, left; /* bytes; of an upload */
-  double *latencies;     /* of ticks; NULL: none are wanted */
+  struct curl_slist *no_expect; /* or curl would wait a second for leave to send a body */
+  size_t received, left;        /* bytes; of an upload */
+  double *latencies;            /* of ticks; NULL: none are wanted */
   int ticks;
 } client;
 
@@ -182,6 +183,7 @@ static void perform(lua_State *L, client *c, const char *url, int width, curl_of
     curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, arrived);
     curl_easy_setopt(easy, CURLOPT_WRITEDATA, c);
     if (upload > 0) {
+      curl_easy_setopt(easy, CURLOPT_HTTPHEADER, c->no_expect);
       curl_easy_setopt(easy, CURLOPT_UPLOAD, 1L);
       curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, "POST");
       curl_easy_setopt(easy, CURLOPT_INFILESIZE_LARGE, upload);
@@ -206,9 +208,12 @@ static void perform(lua_State *L, client *c, const char *url, int width, curl_of
 
 /* client() -> what the other calls want; kept for ever, like its connections */
 static int floor_client(lua_State *L) {
-  client *c = lua_newuserdata(L, sizeof *c);
-  memset(c, 0, sizeof *c);
+  client *c = calloc(1, sizeof *c);
+  if (!c)
+    return luaL_error(L, "not enough memory");
   c->multi = curl_multi_init();
+  c->no_expect = curl_slist_append(NULL, "Expect:");
+  lua_pushlightuserdata(L, c);
   return 1;
 }
 

@@ -70,6 +70,41 @@ describe("moonsand.net", function()
     assert.equal(before, loop.reactor():active())
   end)
 
+  describe("a kept connection", function()
+    --- How many descriptors the reactor's set holds.
+    local function registered()
+      local count = 0
+      for line in io.lines("/proc/self/fdinfo/" .. loop.fd()) do
+        count = count + (line:find("^tfd:") and 1 or 0)
+      end
+      return count
+    end
+
+    it("stays in the reactor's set until it is closed", function()
+      http.close_idle()
+      local before = registered()
+      for _ = 1, 3 do
+        assert(http.call { url = server.url "/hello", timeout = 5 })
+        assert.equal(before + 1, registered())
+      end
+      http.close_idle()
+      assert.equal(before, registered())
+    end)
+
+    it("is not left readable when the peer closes it", function()
+      http.close_idle()
+      local before = registered()
+      local answer = "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
+      for _ = 1, 3 do
+        assert.equal("hello", (assert(http.call { url = server.raw(answer), timeout = 5 })))
+        support.eventually(10, "the connection stays in the set", function()
+          loop.step(0)
+          return registered() == before
+        end)
+      end
+    end)
+  end)
+
   it("gives back what was dropped", function()
     local own = net.open(loop.reactor())
     for _ = 1, 10 do

@@ -59,7 +59,7 @@ struct ms_reactor {
   bool exhausted; /* memory ran out in a place that could not say so */
   ms_id last_id;
 
-  size_t watched;
+  size_t watched, resting; /* of those watched */
   struct epoll_event fetched[FETCH_MAX];
   int fetched_count;
 
@@ -311,9 +311,20 @@ static void aside_due(ms_alarm *alarm) {
   }
 }
 
+void ms_source_rest(ms_reactor *r, ms_source *source, bool resting) {
+  bool counted = source->events && !*aside_place(r, source);
+  if (counted && source->resting != resting) {
+    source->resting = resting;
+    r->resting = resting ? r->resting + 1 : r->resting - 1;
+  }
+}
+
 int ms_source_watch(ms_reactor *r, ms_source *source, uint32_t events) {
   if (events == source->events) {
     return 0;
+  }
+  if (!events) {
+    ms_source_rest(r, source, false);
   }
   if (ms_reactor_foreign(r)) {
     /* The set is the parent's, or gone: forget the source, touch nothing. */
@@ -682,7 +693,7 @@ static int reactor_foreign(lua_State *L) {
 /* active() -> how many sources and timers could still make something ready */
 static int reactor_active(lua_State *L) {
   ms_reactor *r = ms_reactor_check(L, 1);
-  lua_pushinteger(L, (lua_Integer)(r->watched + r->timer_count + r->ready_count));
+  lua_pushinteger(L, (lua_Integer)(r->watched - r->resting + r->timer_count + r->ready_count));
   return 1;
 }
 
@@ -739,6 +750,7 @@ void ms_reactor_open(lua_State *L) {
       .unref = ms_reactor_unref,
       .foreign = ms_reactor_foreign,
       .watch = ms_source_watch,
+      .rest = ms_source_rest,
       .init = ms_waitable_init,
       .wake = ms_wake,
       .alarm = ms_alarm_set,

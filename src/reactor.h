@@ -25,6 +25,7 @@ struct ms_source {
   int fd;                                            /* borrowed from the owner; -1: none */
   uint32_t events;                                   /* registered interest; 0: not registered */
   ms_source *next;                                   /* the reactor's, of a source set aside */
+  bool resting;                                      /* nobody waits for it: see ms_source_rest */
 };
 
 /* A thing that Lua can wait for. `ms_wake` puts its id on the ready list, once, if it is armed. */
@@ -45,6 +46,9 @@ bool ms_reactor_foreign(const ms_reactor *r);
  * A source must be removed before its descriptor is closed and its memory freed; events of this
  * very step that were fetched already are dropped then. */
 int ms_source_watch(ms_reactor *r, ms_source *source, uint32_t events);
+/* Says whether a registered source rests. It stays in the set and is served, but is nothing that
+ * could end a wait: two system calls less than to remove it and to add it again soon. */
+void ms_source_rest(ms_reactor *r, ms_source *source, bool resting);
 
 void ms_waitable_init(ms_reactor *r, ms_waitable *w);
 void ms_wake(ms_reactor *r, ms_waitable *w);
@@ -74,6 +78,7 @@ typedef struct ms_reactor_api {
   void (*unref)(ms_reactor *r);
   bool (*foreign)(const ms_reactor *r);
   int (*watch)(ms_reactor *r, ms_source *source, uint32_t events);
+  void (*rest)(ms_reactor *r, ms_source *source, bool resting);
   void (*init)(ms_reactor *r, ms_waitable *w);
   void (*wake)(ms_reactor *r, ms_waitable *w);
   void (*alarm)(ms_reactor *r, ms_alarm *alarm, double at);

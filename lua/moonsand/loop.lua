@@ -554,20 +554,19 @@ local function refuse(why)
   error("moonsand: cannot wait here: " .. why, blame())
 end
 
-local function watch(waiter, first, ...)
-  if first == nil then
-    return
+--- Waits for what is in the list of a waiter, and leaves there what `unwatch` needs of it.
+local function watch(waiter)
+  for i = 1, #waiter do
+    local waitable = waiter[i]
+    if type(waitable) == "table" and waitable.add then
+      waitable:add(waiter)
+    else
+      local id = waitable:id()
+      waitable:arm()
+      register(id, waiter)
+      waiter[i] = id
+    end
   end
-  local key = first
-  if type(first) == "table" and first.add then
-    first:add(waiter)
-  else
-    key = first:id()
-    first:arm()
-    register(key, waiter)
-  end
-  waiter[#waiter + 1] = key
-  return watch(waiter, ...)
 end
 
 local function unwatch(waiter, token)
@@ -720,7 +719,7 @@ function M.wait(limits, ...)
   if not may then
     refuse(why)
   end
-  local waiter = { host = host, woken = false, ready = false, token = token, owner = owner }
+  local waiter = { host = host, woken = false, ready = false, token = token, owner = owner, ... }
   if next(guards) then
     waiter.guards = guards_here()
   end
@@ -734,7 +733,7 @@ function M.wait(limits, ...)
     waiter.timer = r:timer(deadline)
     waiting[waiter.timer] = waiter
   end
-  watch(waiter, ...)
+  watch(waiter)
   if token then
     token.signal:add(waiter)
   end

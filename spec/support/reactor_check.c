@@ -196,6 +196,30 @@ static void a_source_may_remove_itself(void) {
   lua_close(L);
 }
 
+/* A kept connection must not keep a loop alive, and yet be seen when the peer hangs up. */
+static void a_resting_source_is_served_and_not_counted(void) {
+  ms_reactor *r;
+  lua_State *L = open_state(&r);
+  tube *t = tube_new(r);
+  ms_source_rest(r, &t->source, true);
+  CHECK(!t->source.resting); /* it is not registered */
+  CHECK(ms_source_watch(r, &t->source, EPOLLIN) == 0);
+  CHECK(eval(L, "R:active()") == 1);
+  ms_source_rest(r, &t->source, true);
+  ms_source_rest(r, &t->source, true);
+  CHECK(eval(L, "R:active()") == 0);
+  put(t);
+  CHECK(eval(L, "R:step(0)") == 0);
+  CHECK(t->calls == 1);
+  ms_source_rest(r, &t->source, false);
+  CHECK(eval(L, "R:active()") == 1);
+  ms_source_rest(r, &t->source, true);
+  CHECK(ms_source_watch(r, &t->source, 0) == 0);
+  CHECK(!t->source.resting && eval(L, "R:active()") == 0);
+  tube_free(t);
+  lua_close(L);
+}
+
 static void more_sources_than_one_fetch_holds(void) {
   enum { COUNT = 200 };
   ms_reactor *r;
@@ -453,6 +477,7 @@ int main(void) {
   sources_are_level_triggered();
   events_of_removed_sources_are_dropped();
   a_source_may_remove_itself();
+  a_resting_source_is_served_and_not_counted();
   more_sources_than_one_fetch_holds();
   a_step_goes_on_until_an_id_is_ready();
   errors_are_answered();

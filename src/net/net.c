@@ -2,12 +2,16 @@
  *
  *   - curl tells which of its sockets it wants to hear of, and when it wants to be called
  *     (`socket_changed`, `timer_changed`); the reactor tells curl. Nothing else drives it.
+ *   - Between two requests curl wants to hear of a connection no more, and then again. Such a
+ * socket rests in the reactor's set instead, until curl closes it through `socket_close`. That can
+ * be only where curl opened it through `socket_open`: a resolver's socket goes without a word.
  *   - What is in `multi` has its transfer as CURLOPT_PRIVATE, until `ms_net_drop`.
  *   - In a forked child nothing is freed: ending a connection would say good-bye on the parent's.
  */
 #include "net.h"
 
 #include "../compat.h"
+#include "request.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -21,7 +25,9 @@
 /* A socket of curl's. */
 typedef struct ms_socket {
   ms_source source;
-  ms_net *net; /* borrowed */
+  ms_net *net;            /* borrowed */
+  bool ours;              /* opened by `socket_open`: in the list, freed by `socket_close` */
+  struct ms_socket *next; /* of `net->sockets` */
 } ms_socket;
 
 /* SIGPIPE ------------------------------------------------------------------------------------- */
@@ -74,32 +80,91 @@ static void drive(ms_net *net, curl_socket_t fd, int mask) {
 
 static void socket_ready(ms_source *source, uint32_t events) {
   ms_socket *s = (ms_socket *)((char *)source - offsetof(ms_socket, source));
+  if (source->resting) { /* the peer hung up: curl finds that out when it wants it again */
+    s->net->core->watch(s->net->reactor, source, 0);
+    return;
+  }
   int mask = (events & EPOLLIN ? CURL_CSELECT_IN : 0) | (events & EPOLLOUT ? CURL_CSELECT_OUT : 0);
   if (events & (EPOLLERR | EPOLLHUP))
     mask |= CURL_CSELECT_ERR | CURL_CSELECT_IN;
   drive(s->net, source->fd, mask); /* frees s, perhaps */
 }
 
-static int socket_changed(CURL *easy, curl_socket_t fd, int what, void *user, void *known) {
-  ms_net *net = user;
-  ms_socket *s = known;
-  (void)easy;
-  if (what == CURL_POLL_REMOVE) {
-    if (s) {
-      net->core->watch(net->reactor, &s->source, 0);
-      curl_multi_assign(net->multi, fd, NULL);
-      free(s);
-    }
-    return 0;
-  }
-  if (!s) {
-    s = calloc(1, sizeof *s);
-    if (!s)
-      return -1;
+static ms_socket *socket_new(ms_net *net, curl_socket_t fd) {
+  ms_socket *s = calloc(1, sizeof *s);
+  if (s) {
     s->source = (ms_source){.ready = socket_ready, .fd = fd};
     s->net = net;
-    curl_multi_assign(net->multi, fd, s);
   }
+  return s;
+}
+
+/* Where one of ours is in the list; what is there is NULL when the descriptor is none of them. */
+static ms_socket **socket_place(ms_net *net, curl_socket_t fd) {
+  ms_socket **place = &net->sockets;
+  while (*place && (*place)->source.fd != fd)
+    place = &(*place)->next;
+  return place;
+}
+
+static curl_socket_t socket_open(void *user, curlsocktype purpose, struct curl_sockaddr *address) {
+  ms_net *net = user;
+  curl_socket_t fd = ms_request_socket(NULL, purpose, address);
+  ms_socket *s = fd < 0 ? NULL : socket_new(net, fd);
+  if (s) {
+    s->ours = true;
+    s->next = net->sockets;
+    net->sockets = s;
+  }
+  return fd;
+}
+
+static int socket_close(void *user, curl_socket_t fd) {
+  ms_net *net = user;
+  ms_socket **place = socket_place(net, fd), *s = *place;
+  if (s) {
+    net->core->watch(net->reactor, &s->source, 0);
+    *place = s->next;
+    free(s);
+  }
+  return close(fd);
+}
+
+void ms_net_own_sockets(ms_net *net, CURL *easy) {
+  curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, socket_open);
+  curl_easy_setopt(easy, CURLOPT_OPENSOCKETDATA, net);
+  curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, socket_close);
+  curl_easy_setopt(easy, CURLOPT_CLOSESOCKETDATA, net);
+}
+
+static void socket_unwanted(ms_net *net, ms_socket *s) {
+  if (s->ours && s->source.events == EPOLLIN) {
+    net->core->rest(net->reactor, &s->source, true);
+    return;
+  }
+  net->core->watch(net->reactor, &s->source, 0);
+  if (!s->ours) {
+    curl_multi_assign(net->multi, s->source.fd, NULL);
+    free(s);
+  }
+}
+
+static int socket_changed(CURL *easy, curl_socket_t fd, int what, void *user, void *known) {
+  ms_net *net = user;
+  ms_socket *s = known ? known : *socket_place(net, fd);
+  (void)easy;
+  if (what == CURL_POLL_REMOVE) {
+    if (s)
+      socket_unwanted(net, s);
+    return 0;
+  }
+  if (!s)
+    s = socket_new(net, fd);
+  if (!s)
+    return -1;
+  if (!known)
+    curl_multi_assign(net->multi, fd, s);
+  net->core->rest(net->reactor, &s->source, false);
   uint32_t events = (what & CURL_POLL_IN ? EPOLLIN : 0) | (what & CURL_POLL_OUT ? EPOLLOUT : 0);
   return net->core->watch(net->reactor, &s->source, events) == 0 ? 0 : -1;
 }

@@ -27,7 +27,8 @@ typedef struct ms_net {
   size_t running;             /* transfers in `multi` */
   CURL *spare[MS_NET_SPARES]; /* owned: easy handles to be used again */
   size_t spares;
-  struct ms_last *last; /* owned: requests to be sent when this is collected */
+  struct ms_socket *sockets; /* owned: those of `ms_net_own_sockets` */
+  struct ms_last *last;      /* owned: requests to be sent when this is collected */
 } ms_net;
 
 ms_net *ms_net_check(lua_State *L, int index);
@@ -37,6 +38,9 @@ void ms_net_unref(ms_net *net);
 bool ms_net_forked(const ms_net *net);
 /* An easy handle as new, or NULL. */
 CURL *ms_net_easy(ms_net *net);
+/* Has the handle's connections opened and closed by us, so that their sockets can stay in the
+ * reactor's set between requests. Not for a handle whose socket somebody else is to watch. */
+void ms_net_own_sockets(ms_net *net, CURL *easy);
 /* Adds a handle and sends what can be sent at once. */
 CURLMcode ms_net_add(ms_net *net, CURL *easy);
 /* Takes a handle out, which ends what it still did, and keeps or frees it. */

@@ -32,8 +32,7 @@ long ms_request_milliseconds(double seconds) {
   return value < 1 ? 1 : value > 2e9 ? 2000000000L : (long)value;
 }
 
-/* curl's own sockets would be open in every program that the host starts. */
-static curl_socket_t open_socket(void *user, curlsocktype purpose, struct curl_sockaddr *address) {
+curl_socket_t ms_request_socket(void *user, curlsocktype purpose, struct curl_sockaddr *address) {
   (void)user, (void)purpose;
   return socket(address->family, address->socktype | SOCK_CLOEXEC, address->protocol);
 }
@@ -85,7 +84,7 @@ static void set_always(CURL *easy) {
   curl_easy_setopt(easy, CURLOPT_PATH_AS_IS, 1L);
   curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
   curl_easy_setopt(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
-  curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, open_socket);
+  curl_easy_setopt(easy, CURLOPT_OPENSOCKETFUNCTION, ms_request_socket);
 #if CURL_AT_LEAST_VERSION(7, 85, 0)
   curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https");
 #else

@@ -15,6 +15,9 @@ double ms_request_number(lua_State *L, const char *name, double otherwise);
 /* Milliseconds for curl, to whom 0 means none. */
 long ms_request_milliseconds(double seconds);
 
+/* Opens a socket for curl, whose own would be open in every program that the host starts. */
+curl_socket_t ms_request_socket(void *user, curlsocktype purpose, struct curl_sockaddr *address);
+
 /* Sets up all but the body, and what takes the answer. `headers` is the caller's to free, after the
  * handle, also when this raises. */
 void ms_request_set(lua_State *L, CURL *easy, struct curl_slist **headers);

@@ -260,6 +260,8 @@ static void set_answer(ms_transfer *t) {
     curl_easy_setopt(easy, CURLOPT_CONNECT_ONLY, 1L);
     curl_easy_setopt(easy, CURLOPT_FRESH_CONNECT, 1L);
     curl_easy_setopt(easy, CURLOPT_HTTPPROXYTUNNEL, 1L);
+  } else {
+    ms_net_own_sockets(t->net, easy);
   }
   if (t->compressed)
     curl_easy_setopt(easy, CURLOPT_ACCEPT_ENCODING, "");
@@ -275,9 +277,7 @@ int ms_transfer_start(lua_State *L) {
   ms_transfer *t = lua_newuserdata(L, sizeof *t);
   *t = (ms_transfer){.want = HIGH_WATER, .needed = 1};
   luaL_setmetatable(L, TYPE_NAME);
-  lua_createtable(L, 1, 0);
   lua_pushvalue(L, 2);
-  lua_rawseti(L, -2, 1);
   lua_setuservalue(L, -2); /* the options live as long as the transfer */
 
   t->safe = ms_request_flag(L, "safe");
@@ -450,6 +450,12 @@ static const char *version_name(long version) {
   default:
     return "2";
   }
+}
+
+/* transfer:answered() -> whether there is a head. */
+static int transfer_answered(lua_State *L) {
+  lua_pushboolean(L, check_transfer(L)->head_done);
+  return 1;
 }
 
 /* transfer:head() -> status, headers, version; or nil and "again" or "failed". */
@@ -650,10 +656,19 @@ static int transfer_tostring(lua_State *L) {
 
 void ms_transfer_open(lua_State *L) {
   static const luaL_Reg methods[] = {
-      {"id", transfer_id},           {"arm", transfer_arm},         {"head", transfer_head},
-      {"take", transfer_take},       {"write", transfer_write},     {"finish", transfer_finish},
-      {"failure", transfer_failure}, {"over", transfer_over},       {"received", transfer_received},
-      {"held", transfer_held},       {"close", transfer_close_lua}, {NULL, NULL},
+      {"id", transfer_id},
+      {"arm", transfer_arm},
+      {"head", transfer_head},
+      {"take", transfer_take},
+      {"write", transfer_write},
+      {"finish", transfer_finish},
+      {"failure", transfer_failure},
+      {"over", transfer_over},
+      {"received", transfer_received},
+      {"held", transfer_held},
+      {"close", transfer_close_lua},
+      {"answered", transfer_answered},
+      {NULL, NULL},
   };
   static const luaL_Reg meta[] = {
       {"__gc", transfer_gc},

@@ -64,9 +64,11 @@ end
 
 -- ---------------------------------------------------------------- headers
 
+local NONE_GIVEN = {}
+
 --- Headers by their name in lower case, the later over the earlier: { name, values }.
 local function add_headers(known, headers)
-  for name, value in pairs(headers or {}) do
+  for name, value in pairs(headers or NONE_GIVEN) do
     if type(name) ~= "string" then
       errors.raise(4, "headers: names must be strings, got %s", type(name))
     elseif type(value) ~= "table" then
@@ -82,29 +84,43 @@ local function header_line(name, value)
   if value == false then
     return name .. ":"
   elseif kind ~= "string" and kind ~= "number" then
-    errors.raise(5, "headers: the value of '%s' must be a string or a number, got %s", name, kind)
+    errors.raise(6, "headers: the value of '%s' must be a string or a number, got %s", name, kind)
   end
   return value == "" and name .. ";" or name .. ": " .. value
 end
 
 local FRAMING = { ["content-length"] = true, ["transfer-encoding"] = true }
 
+--- Adds the lines of one header, its name in lower case: true, or a failure.
+local function add_lines(lines, lower, header)
+  local name = header[1]
+  if name:find "[^%w!#$%%&'*+%-.^_`|~]" or name == "" then
+    return errors.fail("invalid", ("a header cannot be called %s"):format(options.quote(name)))
+  elseif FRAMING[lower] then
+    return errors.fail("invalid", ("the header '%s' is ours to set"):format(name))
+  end
+  for _, value in ipairs(header[2]) do
+    local line = header_line(name, value)
+    if line:find "[%z\r\n]" then
+      return errors.fail("invalid",
+        ("the header '%s' has a line end or a NUL in its value"):format(name))
+    end
+    lines[#lines + 1] = line
+  end
+  return true
+end
+
+--- The lines of headers, sorted. What is ours has its line already.
 local function header_lines(known)
   local lines = {}
   for lower, header in pairs(known) do
-    local name = header[1]
-    if name:find "[^%w!#$%%&'*+%-.^_`|~]" or name == "" then
-      return errors.fail("invalid", ("a header cannot be called %s"):format(options.quote(name)))
-    elseif FRAMING[lower] then
-      return errors.fail("invalid", ("the header '%s' is ours to set"):format(name))
-    end
-    for _, value in ipairs(header[2]) do
-      local line = header_line(name, value)
-      if line:find "[%z\r\n]" then
-        return errors.fail("invalid",
-          ("the header '%s' has a line end or a NUL in its value"):format(name))
+    if header.line then
+      lines[#lines + 1] = header.line
+    else
+      local added, message, code, detail = add_lines(lines, lower, header)
+      if not added then
+        return nil, message, code, detail
       end
-      lines[#lines + 1] = line
     end
   end
   table.sort(lines)
@@ -139,8 +155,8 @@ end
 -- Without a body, such a request is given an empty one: services expect it.
 local WITH_BODY = { POST = true, PUT = true, PATCH = true }
 -- What curl would add by itself is taken out.
-local AGENT = { "User-Agent", { "moonsand/" .. version } }
-local NO_EXPECT, NO_TYPE = { "Expect", { false } }, { "Content-Type", { false } }
+local AGENT = { "User-Agent", line = "User-Agent: moonsand/" .. version }
+local NO_EXPECT, NO_TYPE = { "Expect", line = "Expect:" }, { "Content-Type", line = "Content-Type:" }
 
 local function plan_of(request)
   local url = request.url or (request.base_url or "") .. (request.path or "")
@@ -181,9 +197,15 @@ local function plan_of(request)
   }
 end
 
---- What src/net/request.c sets up.
-local function wire_of(plan)
-  local request = plan.request
+--- What src/net/request.c and transfer.c set up.
+---@param timeout? number seconds
+local function wire_of(plan, timeout)
+  local request, source = plan.request, plan.source
+  local text = source and source.text
+  local idempotent = request.idempotent
+  if idempotent == nil then
+    idempotent = SAFE[plan.method] or false
+  end
   return {
     url = plan.url,
     method = plan.method,
@@ -193,6 +215,12 @@ local function wire_of(plan)
     ca_file = request.ca_file,
     version = request.version,
     fresh = request.fresh,
+    body = text or not source and WITH_BODY[plan.method] and "" or nil,
+    feed = source ~= nil and not text,
+    size = source and not text and source.size or nil,
+    timeout = timeout,
+    compressed = request.compressed,
+    safe = idempotent,
   }
 end
 
@@ -202,23 +230,11 @@ local function start(plan, limits)
   if not connected then
     return nil, message, code, detail
   end
-  local request, source = plan.request, plan.source
   local left
   if limits.deadline then
     left = math.max(limits.deadline - core.now(), 1e-3)
   end
-  local idempotent = request.idempotent
-  if idempotent == nil then
-    idempotent = SAFE[plan.method] or false
-  end
-  local text, wire = source and source.text, wire_of(plan)
-  wire.body = text or not source and WITH_BODY[plan.method] and "" or nil
-  wire.feed = source ~= nil and not text
-  wire.size = source and not text and source.size or nil
-  wire.timeout = left
-  wire.compressed = request.compressed
-  wire.safe = idempotent
-  return connected:start(wire)
+  return connected:start(wire_of(plan, left))
 end
 
 -- ---------------------------------------------------------------- how it fails
@@ -289,13 +305,14 @@ end
 ---@field body moonsand.Stream what there is of it; the end is told only for a whole body
 ---@field private limits moonsand.Limits of the request
 ---@field private transfer userdata
----@field private raw moonsand.http.Body
 local Response = {}
 
 --- The stream is made when it is asked for: most bodies are read whole.
 Response.__index = function(self, name)
   if name == "body" then
-    local body = streams.new(self.raw, self.method .. " " .. self.url, self.max)
+    local shown = self.method .. " " .. self.url
+    local raw = bodies.raw(self.transfer, M.explain, shown, self.provider)
+    local body = streams.new(raw, shown, self.max)
     body.provider = self.provider
     self.body = body
     return body
@@ -321,7 +338,6 @@ local function new_response(plan, transfer, limits)
     explain = request.explain,
     limits = limits,
     max = request.max or MAX_BODY,
-    raw = bodies.raw(transfer, M.explain, plan.method .. " " .. plan.shown, request.provider),
     transfer = transfer,
   }, Response)
 end
@@ -329,9 +345,9 @@ end
 --- Takes from the body, waiting: data, nil at the end, or a failure.
 ---@return string? data, string? message, string? code, table? detail
 function M.take(response, kind, n, limits)
-  local raw = response.raw
+  local transfer = response.transfer
   while true do
-    local data, why = raw:take(kind, n)
+    local data, why = transfer:take(kind, n)
     if data then
       return data
     elseif why == "eof" then
@@ -341,11 +357,12 @@ function M.take(response, kind, n, limits)
       return errors.fail("too_large", ("%s %s: the body is larger than %d bytes"):format(
         response.method, response.url, n), { provider = response.provider,
         http_status = response.status })
-    elseif type(why) == "table" then
-      why.http_status = response.status
-      return fail(why)
+    elseif why == "failed" then
+      local detail = M.explain(transfer, response.method .. " " .. response.url, response.provider)
+      detail.http_status = response.status
+      return fail(detail)
     end
-    local message, code, detail = loop.wait(limits, raw)
+    local message, code, detail = loop.wait(limits, transfer)
     if message then
       detail.provider = response.provider
       return nil, ("%s %s: %s"):format(response.method, response.url, message), code, detail
@@ -432,7 +449,7 @@ local function exchange(plan, transfer, limits)
       return nil, message, code, detail
     end
   end
-  while not transfer:head() do
+  while not transfer:answered() do
     if transfer:over() then
       return nil
     end
@@ -455,11 +472,12 @@ local function attempt(plan, limits)
   local done
   done, message, code, detail = exchange(plan, transfer, limits)
   loop.unguard(guard)
-  local shown = plan.method .. " " .. plan.shown
-  if message then
-    return stop(transfer, shown, plan.request.provider, message, code, detail)
-  elseif not done then
-    return fail(M.explain(transfer, shown, plan.request.provider))
+  if not done then
+    local shown, provider = plan.method .. " " .. plan.shown, plan.request.provider
+    if message then
+      return stop(transfer, shown, provider, message, code, detail)
+    end
+    return fail(M.explain(transfer, shown, provider))
   end
   local response = new_response(plan, transfer, limits)
   end_by_token(response, limits.token)
@@ -570,15 +588,17 @@ function Client:with(opts)
 end
 
 local function accepted(accept, status)
-  if type(accept) == "function" then
+  if not accept then
+    return status >= 200 and status < 300
+  elseif type(accept) == "function" then
     return accept(status)
   end
-  for _, one in ipairs(accept or {}) do
+  for _, one in ipairs(accept) do
     if one == status then
       return true
     end
   end
-  return not accept and status >= 200 and status < 300
+  return false
 end
 
 --- The plan of a request and its limits, or a failure.

@@ -62,6 +62,9 @@ end
 ---@param url string
 ---@return string
 function M.safe(url)
+  if not (url:find("?", 1, true) or url:find("#", 1, true) or url:find("@", 1, true)) then
+    return url -- a pattern takes ten times as long to find that
+  end
   local scheme, rest = url:match "^(%a[%w+.-]*://)(.*)$"
   rest = (rest or url):gsub("[?#].*$", "")
   local authority, path = rest:match "^([^/]*)(.*)$"
@@ -77,13 +80,13 @@ end
 ---@param schemes table<string, any>
 ---@return true? ok, string? message, string? code, table? detail
 function M.check(url, schemes)
-  if url:find "[%c\127 ]" then
+  if url:find "[%c ]" then
     return refuse("invalid", "the address has a space or a control character in it")
   end
   local scheme, host = url:match "^(%a[%w+.-]*)://([^/?#]*)"
   if scheme and not schemes[scheme:lower()] then
     return refuse("unsupported", "addresses with '%s:' are not supported", scheme)
-  elseif not scheme or host:gsub("^.*@", "") == "" then
+  elseif not scheme or host == "" or host:sub(-1) == "@" then
     return refuse("invalid", "'%s' is not an address (http://host/path)", M.safe(url))
   end
   return true
