@@ -22,8 +22,8 @@ local stats = require "stats"
 
 -- What looks at our own memory comes first, while nothing has been through it; what swells it last.
 local CASES = {
-  "endurance", "create", "pool", "exec", "session", "parallel", "stream", "attach", "file", "code", "idle",
-  "death", "step", "hosts", "net", "heap",
+  "endurance", "create", "pool", "exec", "session", "parallel", "stream", "terminal", "attach", "file",
+  "code", "idle", "tree", "death", "step", "proxy", "hosts", "net", "heap",
 }
 
 -- ---------------------------------------------------------------- what a case is given

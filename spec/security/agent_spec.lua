@@ -58,7 +58,9 @@ describe("the agent", function()
     for _, field in ipairs { "SigPnd", "ShdPnd" } do
       assert.equal("0000000000000000", support.status(agent, field))
     end
-    assert.same(before, support.process(agent))
+    local now = support.process(agent)
+    before.state, now.state = nil, nil
+    assert.same(before, now)
     assert_works()
   end)
 
@@ -106,7 +108,8 @@ describe("the agent", function()
 
   it("answers, if only no, in a sandbox that is full of processes, files and bytes", function()
     box:close()
-    box = moonsand.assert(moonsand.create { limits = { processes = 30, disk = "4M", inodes = 200 } })
+    local inodes = support.isolation == "native" and 200 or nil -- bwrap's have no such limit
+    box = moonsand.assert(moonsand.create { limits = { processes = 30, disk = "4M", inodes = inodes } })
     local bomb = support.put(box, support.probe "bomb")
     box:exec "head -c 8M /dev/zero >/tmp/fill; for i in $(seq 300); do : >/tmp/$i; done 2>&-"
     local p = moonsand.assert(box:start { bomb, "fill" })
