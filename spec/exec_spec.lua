@@ -8,16 +8,7 @@ local LONG = 300 -- seconds that no test takes: who sleeps so long must be kille
 
 local unpack = table.unpack or unpack
 
---- Asserts a failure in full: what it answers, and that its detail agrees.
-local function fails(code, value, message, got, detail)
-  assert.is_nil(value, tostring(value))
-  assert.equal(code, got, tostring(message))
-  assert.equal("string", type(message))
-  assert.equal(code, detail.code)
-  assert.equal(message, detail.message)
-  assert.equal("local", detail.provider)
-  return message, detail
-end
+local fails = support.fails
 
 --- A failure of something that was never started.
 local function fails_unstarted(code, ...)

@@ -48,6 +48,9 @@ end
 --- Everything that nobody holds any more is finalized, and the loop has seen it.
 function M.settle()
   local loop = require "moonsand.loop"
+  if rawget(_G, "jit") then
+    require("jit").flush() -- traces hold the functions of the tests, and so what those hold
+  end
   for _ = 1, 3 do
     collectgarbage()
     loop.step(0)

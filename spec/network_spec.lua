@@ -11,14 +11,7 @@ local support = require "support.init"
 
 local LOCAL = "127.0.0.1"
 
-local function fails(code, value, message, got, detail)
-  assert.is_nil(value, tostring(value))
-  assert.equal(code, got, tostring(message))
-  assert.equal("string", type(message))
-  assert.equal(code, detail.code)
-  assert.equal("local", detail.provider)
-  return message, detail
-end
+local fails = support.fails
 
 local function raises(pattern, fn)
   local ok, err = pcall(fn)

@@ -8,13 +8,7 @@ local support = require "support.init"
 
 local native = support.native()
 
---- Asserts a failure in full.
-local function fails(code, value, message, got, detail)
-  assert.is_nil(value, tostring(value))
-  assert.equal(code, got, tostring(message))
-  assert.equal(message, detail.message)
-  assert.equal("local", detail.provider)
-end
+local fails = support.fails
 
 describe("a detached sandbox", function()
   helper.deadline(90)
@@ -39,9 +33,6 @@ describe("a detached sandbox", function()
     os.execute("chmod 700 " .. directory .. "/moonsand 2>/dev/null")
     for _, row in ipairs(moonsand.list() or {}) do
       moonsand.destroy(row.id)
-    end
-    if rawget(_G, "jit") then
-      require("jit").flush() -- traces hold the functions of these tests, and so what those hold
     end
   end
 

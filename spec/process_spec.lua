@@ -6,16 +6,7 @@ local support = require "support.init"
 
 local unpack = table.unpack or unpack
 
---- Asserts a failure in full: what it answers, and that its detail agrees.
-local function fails(code, value, message, got, detail)
-  assert.is_nil(value, tostring(value))
-  assert.equal(code, got, tostring(message))
-  assert.equal("string", type(message))
-  assert.equal(code, detail.code)
-  assert.equal(message, detail.message)
-  assert.equal("local", detail.provider)
-  return message, detail
-end
+local fails = support.fails
 
 --- Asserts that fn raises, with this text, at one of its own lines.
 local function blames(fn, text)
@@ -78,9 +69,6 @@ describe("moonsand.process", function()
     end)
     after_each(function()
       box:close()
-      if rawget(_G, "jit") then
-        require("jit").flush() -- traces hold the functions of these tests, and so what those hold
-      end
     end)
 
     describe(":start", function()

@@ -5,13 +5,7 @@ local helper = require "helper"
 local moonsand = require "moonsand"
 local support = require "support.init"
 
---- Asserts a failure in full.
-local function fails(code, value, message, got, detail)
-  assert.is_nil(value, tostring(value))
-  assert.equal(code, got, tostring(message))
-  assert.equal(message, detail.message)
-  assert.equal("local", detail.provider)
-end
+local fails = support.fails
 
 describe("processes of a local sandbox", function()
   helper.deadline(30)
@@ -20,9 +14,6 @@ describe("processes of a local sandbox", function()
 
   helper.no_leaks(function()
     box:close()
-    if rawget(_G, "jit") then
-      require("jit").flush() -- traces hold the functions of these tests, and so what those hold
-    end
   end)
 
   before_each(function()

@@ -4,16 +4,7 @@ local helper = require "helper"
 local moonsand = require "moonsand"
 local support = require "support.init"
 
---- Asserts a failure in full: what it answers, and that its detail agrees.
-local function fails(code, value, message, got, detail)
-  assert.is_nil(value, tostring(value))
-  assert.equal(code, got, tostring(message))
-  assert.equal("string", type(message))
-  assert.equal(code, detail.code)
-  assert.equal(message, detail.message)
-  assert.equal("local", detail.provider)
-  return message, detail
-end
+local fails = support.fails
 
 --- Asserts that fn raises, with this text, at one of its own lines.
 local function blames(fn, text)

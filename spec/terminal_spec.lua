@@ -10,14 +10,7 @@ local support = require "support.init"
 local native = support.native()
 local unpack = table.unpack or unpack
 
---- Asserts a failure in full.
-local function fails(code, value, message, got, detail)
-  assert.is_nil(value, tostring(value))
-  assert.equal(code, got, tostring(message))
-  assert.equal(message, detail.message)
-  assert.equal("local", detail.provider)
-  return message, detail
-end
+local fails = support.fails
 
 --- Asserts that fn raises, with this text, at one of its own lines.
 local function blames(fn, text)
@@ -37,9 +30,6 @@ describe("moonsand.terminal", function()
 
   helper.no_leaks(function()
     box:close()
-    if rawget(_G, "jit") then
-      require("jit").flush() -- traces hold the functions of these tests, and so what those hold
-    end
   end)
 
   before_each(function()

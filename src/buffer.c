@@ -29,6 +29,17 @@ void ms_buffer_commit(ms_buffer *b, size_t count) {
   b->length += count;
 }
 
+bool ms_buffer_append(ms_buffer *b, const void *bytes, size_t count) {
+  if (count == 0)
+    return true;
+  char *run = ms_buffer_reserve(b, count);
+  if (!run)
+    return false;
+  memcpy(run, bytes, count);
+  ms_buffer_commit(b, count);
+  return true;
+}
+
 const char *ms_buffer_front(const ms_buffer *b) {
   return b->data ? b->data + b->start : "";
 }

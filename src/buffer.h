@@ -15,6 +15,8 @@ typedef struct ms_buffer {
 /* Room for `count` bytes at the end, NULL when there is no memory; then as many as were used. */
 char *ms_buffer_reserve(ms_buffer *b, size_t count);
 void ms_buffer_commit(ms_buffer *b, size_t count);
+/* Both, for bytes that are somewhere. */
+bool ms_buffer_append(ms_buffer *b, const void *bytes, size_t count);
 const char *ms_buffer_front(const ms_buffer *b);
 /* Drops `count` bytes from the front. */
 void ms_buffer_consume(ms_buffer *b, size_t count);

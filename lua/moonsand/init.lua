@@ -247,19 +247,6 @@ function M.flush(opts)
   return errors.outcome(providers.flush(loop.limits(opts)))
 end
 
-local function close(box)
-  box:close()
-end
-
-local function close_and_pass(box, guard, ok, ...)
-  loop.unguard(guard)
-  box:close()
-  if not ok then
-    error((...), 0)
-  end
-  return ...
-end
-
 --- Creates a sandbox, calls `fn(box, …)`, closes it in every case, returns what `fn` returned.
 ---@param opts? table as for `create`
 ---@param fn fun(box: moonsand.Sandbox, ...): any
@@ -272,7 +259,7 @@ function M.with(opts, fn, ...)
   if not box then
     return nil, message, code, detail
   end
-  return close_and_pass(box, loop.guard(close, box), pcall(fn, box, ...))
+  return sandboxes.with(box, fn, ...)
 end
 
 --- Sandboxes that are there before they are needed: see pool.lua.

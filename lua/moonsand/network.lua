@@ -23,7 +23,7 @@ local function check(box, call, port, opts, known)
 end
 
 local function fail(box, message, code, detail)
-  detail.provider = box.provider
+  detail.provider, detail.message = box.provider, message
   return nil, message, code, detail
 end
 

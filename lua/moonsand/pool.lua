@@ -15,6 +15,7 @@
 local errors = require "moonsand.errors"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
+local sandboxes = require "moonsand.sandbox"
 local tasks = require "moonsand.task"
 
 local M = {}
@@ -383,19 +384,6 @@ function Pool:acquire(opts)
   return errors.outcome(acquire(self, "pool:acquire", opts, 2))
 end
 
-local function close_box(box)
-  box:close()
-end
-
-local function close_and_pass(box, guard, ok, ...)
-  loop.unguard(guard)
-  box:close()
-  if not ok then
-    error((...), 0)
-  end
-  return ...
-end
-
 --- Acquires, calls `fn(box, …)`, closes the sandbox in every case, returns what `fn` returned.
 ---@param fn fun(box: moonsand.Sandbox, ...): any
 ---@return any ... or nil, message, code, detail when there was no sandbox
@@ -407,7 +395,7 @@ function Pool:with(fn, ...)
   if not box then
     return nil, message, code, detail
   end
-  return close_and_pass(box, loop.guard(close_box, box), pcall(fn, box, ...))
+  return sandboxes.with(box, fn, ...)
 end
 
 ---@class moonsand.PoolStats

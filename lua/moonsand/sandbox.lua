@@ -493,6 +493,22 @@ end
 
 -- ---------------------------------------------------------------- creating
 
+local function close_and_pass(box, guard, ok, ...)
+  loop.unguard(guard)
+  box:close()
+  if not ok then
+    error((...), 0)
+  end
+  return ...
+end
+
+--- `fn(box, …)`, after which the sandbox is closed in every case, also when nobody resumes it.
+---@param box moonsand.Sandbox
+---@param fn fun(box: moonsand.Sandbox, ...): any
+function M.with(box, fn, ...)
+  return close_and_pass(box, loop.guard(box.close, box), pcall(fn, box, ...))
+end
+
 --- The handle of a provider's sandbox.
 ---@param provider table
 ---@param driver table the provider's sandbox

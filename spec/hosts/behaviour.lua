@@ -341,7 +341,7 @@ boxed("many: others go on while one reads without end", function(box, moonsand, 
   end
   over = true
   within(2 ^ 20, bytes, math.huge, "bytes")
-  within(10, beats, 60, "beats of 10 ms in half a second")
+  within(5, beats, 60, "beats of 10 ms in half a second")
 end)
 
 -- ---------------------------------------------------------------- files

@@ -1,6 +1,8 @@
 --- What the specs of isolation, faults and leaks share: C programs compiled once, child Luas, and
 --- oracles that look at the host, not at what the sandbox says.
 
+local assert = require "luassert"
+
 local M = {}
 
 local BUILD = os.getenv "MOONSAND_BUILD" or "build"
@@ -352,6 +354,18 @@ function M.refused(answers, expected)
   if #wrong > 0 then
     error(table.concat(wrong, "\n"), 2)
   end
+end
+
+--- Asserts a failure of a local sandbox, in full.
+---@return string message, table detail
+function M.fails(code, value, message, got, detail)
+  assert.is_nil(value, tostring(value))
+  assert.equal(code, got, tostring(message))
+  assert.equal("string", type(message))
+  assert.equal(code, detail.code)
+  assert.equal(message, detail.message)
+  assert.equal("local", detail.provider)
+  return message, detail
 end
 
 return M

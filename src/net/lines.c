@@ -5,17 +5,6 @@
 #include <stdint.h>
 #include <string.h>
 
-static bool append(ms_buffer *b, const char *bytes, size_t count) {
-  if (count == 0)
-    return true;
-  char *run = ms_buffer_reserve(b, count);
-  if (!run)
-    return false;
-  memcpy(run, bytes, count);
-  ms_buffer_commit(b, count);
-  return true;
-}
-
 static ms_run run_of(const ms_buffer *b) {
   return (ms_run){ms_buffer_front(b), b->length};
 }
@@ -27,7 +16,7 @@ static void clear(ms_buffer *b) {
 /* Lines --------------------------------------------------------------------------------------- */
 
 bool ms_lines_feed(ms_lines *l, const char *bytes, size_t count) {
-  return append(&l->in, bytes, count);
+  return ms_buffer_append(&l->in, bytes, count);
 }
 
 /* Forgets the line that was given last, and the LF of its CRLF. */
@@ -98,7 +87,7 @@ static bool is(ms_run run, const char *word) {
 
 static bool set(ms_buffer *b, ms_run value) {
   clear(b);
-  return append(b, value.data, value.length);
+  return ms_buffer_append(b, value.data, value.length);
 }
 
 /* Digits alone count; what is past a day is a day. */
@@ -127,7 +116,8 @@ static int sse_field(ms_sse *s, ms_run line) {
   if (is(name, "data")) {
     if (s->data.length + value.length > s->lines.max)
       return -EMSGSIZE;
-    done = append(&s->data, value.data, value.length) && append(&s->data, "\n", 1);
+    done =
+        ms_buffer_append(&s->data, value.data, value.length) && ms_buffer_append(&s->data, "\n", 1);
   } else if (is(name, "event")) {
     done = set(&s->type, value);
   } else if (is(name, "id")) {
@@ -183,7 +173,7 @@ void ms_sse_free(ms_sse *s) {
 #define ENVELOPE_HEADER 5
 
 bool ms_envelopes_feed(ms_envelopes *e, const char *bytes, size_t count) {
-  return append(&e->in, bytes, count);
+  return ms_buffer_append(&e->in, bytes, count);
 }
 
 static void envelopes_advance(ms_envelopes *e) {

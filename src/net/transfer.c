@@ -85,17 +85,6 @@ static int about_to_send(void *user, char *remote, char *local, int remote_port,
   return CURL_PREREQFUNC_OK;
 }
 
-static bool append(ms_buffer *b, const char *bytes, size_t count) {
-  if (count == 0)
-    return true;
-  char *run = ms_buffer_reserve(b, count);
-  if (!run)
-    return false;
-  memcpy(run, bytes, count);
-  ms_buffer_commit(b, count);
-  return true;
-}
-
 static bool is_blank(const char *line, size_t length) {
   return (length == 2 && line[0] == '\r' && line[1] == '\n') || (length == 1 && line[0] == '\n');
 }
@@ -130,7 +119,7 @@ static size_t header_arrived(char *line, size_t size, size_t count, void *user) 
     t->problem = "protocol";
     return 0;
   }
-  if (!append(&t->head, line, length))
+  if (!ms_buffer_append(&t->head, line, length))
     return 0;
   if (is_blank(line, length)) {
     curl_easy_getinfo(t->easy, CURLINFO_RESPONSE_CODE, &t->status);
@@ -150,7 +139,7 @@ static size_t body_arrived(char *bytes, size_t size, size_t count, void *user) {
     t->paused = true;
     return CURL_WRITEFUNC_PAUSE;
   }
-  if (!append(&t->in, bytes, length))
+  if (!ms_buffer_append(&t->in, bytes, length))
     return 0;
   t->received += length;
   if (t->in.length >= t->needed)
@@ -504,7 +493,7 @@ static int transfer_write(lua_State *L) {
     return push_nothing(L, "again");
   if (count > HIGH_WATER - t->out.length)
     count = HIGH_WATER - t->out.length;
-  if (!append(&t->out, data + from, count))
+  if (!ms_buffer_append(&t->out, data + from, count))
     return luaL_error(L, "not enough memory");
   t->body_given += (curl_off_t)count;
   resume_feed(t);

@@ -107,17 +107,6 @@ static void flush(ms_websocket *ws) {
     ms_buffer_free(&ws->out);
 }
 
-static bool append(ms_buffer *b, const void *bytes, size_t count) {
-  if (count == 0)
-    return true;
-  char *run = ms_buffer_reserve(b, count);
-  if (!run)
-    return false;
-  memcpy(run, bytes, count);
-  ms_buffer_commit(b, count);
-  return true;
-}
-
 /* What wslay calls ---------------------------------------------------------------------------- */
 
 static ssize_t frames_wanted(wslay_event_context_ptr ctx, uint8_t *run, size_t room, int flags,
@@ -147,7 +136,7 @@ static ssize_t frames_made(wslay_event_context_ptr ctx, const uint8_t *bytes, si
                            int flags, void *user) {
   ms_websocket *ws = user;
   (void)flags;
-  if (ws->out.length >= HIGH_WATER || !append(&ws->out, bytes, count)) {
+  if (ws->out.length >= HIGH_WATER || !ms_buffer_append(&ws->out, bytes, count)) {
     wslay_event_set_error(ctx, ws->out.length >= HIGH_WATER ? WSLAY_ERR_WOULDBLOCK
                                                             : WSLAY_ERR_CALLBACK_FAILURE);
     return -1;
@@ -315,7 +304,7 @@ static int websocket_new(lua_State *L) {
   *ws = (ms_websocket){.source = {.ready = websocket_ready, .fd = -1}, .over = true};
   luaL_setmetatable(L, TYPE_NAME);
   if (wslay_event_context_client_init(&ws->frames, &callbacks, ws) != 0 ||
-      !append(&ws->out, request, length))
+      !ms_buffer_append(&ws->out, request, length))
     return luaL_error(L, "not enough memory");
   wslay_event_config_set_max_recv_msg_length(ws->frames, (uint64_t)max);
   CURL *easy = ms_transfer_take_easy(L, 2);

@@ -172,7 +172,7 @@ local function put(box, o)
       return box.files:upload(host, inside, { progress = progress })
     end, "put " .. base(host), o.quiet or o.json)
     if not done then
-      return nil, "--put: " .. message, code, detail
+      return errors.fail(code, "--put: " .. message, detail)
     end
   end
   return true
@@ -189,7 +189,7 @@ local function get(box, o)
       return box.files:download(inside, host, { progress = progress })
     end, "get " .. base(inside), o.quiet or o.json)
     if not done then
-      return nil, "--get: " .. message, code, detail
+      return errors.fail(code, "--get: " .. message, detail)
     end
   end
   return true

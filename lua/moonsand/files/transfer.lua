@@ -4,6 +4,7 @@
 local calls = require "moonsand.files.calls"
 local core = require "moonsand.core"
 local errors = require "moonsand.errors"
+local host = require "moonsand.files.host"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
 local reading = require "moonsand.files.read"
@@ -14,12 +15,6 @@ local M = {}
 
 --- What moves between two turns of everybody else.
 local PIECE = 4 * 1024 * 1024
-
---- A failure on this side.
-local function host_failure(verb, path, errno)
-  local what = ("%s the host's %s"):format(verb, options.quote(path))
-  return errors.errno(errno, what, { path = path })
-end
 
 local function whole(number)
   return options.integer(number)
@@ -38,19 +33,6 @@ local function meter(progress, total, limits)
       return calls.turn(limits)
     end
   end
-end
-
-local function close_and_pass(resource, ok, ...)
-  resource:close()
-  if not ok then
-    error((...), 0)
-  end
-  return ...
-end
-
---- `fn(…)`, after which the resource is closed in every case.
-local function with(resource, fn, ...)
-  return close_and_pass(resource, pcall(fn, ...))
 end
 
 local function summary(entries, bytes, skipped)
@@ -82,7 +64,7 @@ end
 local function upload_file(driver, file, host_path, path, o, limits)
   local entry, errno = file:stat()
   if not entry then
-    return host_failure("read", host_path, errno)
+    return host.failure("read", host_path, errno)
   end
   local done = 0
   local advance = meter(o.progress, function()
@@ -112,7 +94,7 @@ local function download_text(driver, path, host_path, max, limits, advance)
   end
   local placed, errno = core.place(host_path, writing.MODE)
   if not placed then
-    return host_failure("write", host_path, errno)
+    return host.failure("write", host_path, errno)
   end
   local ok
   ok, errno = placed:write(text)
@@ -121,7 +103,7 @@ local function download_text(driver, path, host_path, max, limits, advance)
   end
   placed:close()
   if not ok then
-    return host_failure("write", host_path, errno)
+    return host.failure("write", host_path, errno)
   end
   advance(#text)
   return summary(1, #text, {})
@@ -130,12 +112,12 @@ end
 local function download_file(file, entry, host_path, advance)
   local placed, errno = core.place(host_path, entry.mode % 512)
   local function failed(number)
-    return host_failure("write", host_path, number)
+    return host.failure("write", host_path, number)
   end
   if not placed then
     return failed(errno)
   end
-  return with(placed, function()
+  return host.with(placed, function()
     local done, message, code, detail = copy(file, placed, entry.size, advance, failed)
     if not done then
       return nil, message, code, detail
@@ -178,13 +160,13 @@ local function upload_tree(driver, host_path, path, o, limits)
   end
   local pack, errno = core.pack(host_path)
   if not pack then
-    return host_failure("read", host_path, errno)
+    return host.failure("read", host_path, errno)
   end
   local skipped = {}
   local advance = meter(o.progress, function()
     return total
   end, limits)
-  return with(pack, calls.work, driver, { "unpack", path },
+  return host.with(pack, calls.work, driver, { "unpack", path },
     { path = path, verb = "upload to", stdin = true }, limits, function(worker)
       local sent, message, code, detail = send(worker, pack, skipped, advance)
       if message then
@@ -215,7 +197,7 @@ local function judge(worker, host_path, state, errno, at)
     local message = worker.what .. ": more than max bytes, or more than limit entries"
     return errors.fail("too_large", message, { path = path })
   end
-  return host_failure("write", path, errno)
+  return host.failure("write", path, errno)
 end
 
 local function receive(worker, unpack, host_path, skipped, advance)
@@ -244,14 +226,14 @@ end
 local function download_tree(driver, path, host_path, max, limit, o, limits)
   local unpack, errno = core.unpack(host_path, max, limit)
   if not unpack then
-    return host_failure("write", host_path, errno)
+    return host.failure("write", host_path, errno)
   end
   local skipped = {}
   local advance = meter(o.progress, function()
     local _, bytes = unpack:total()
     return bytes
   end, limits)
-  local done, message, code, detail = with(unpack, calls.work, driver,
+  local done, message, code, detail = host.with(unpack, calls.work, driver,
     { "pack", path, o.progress and "1" or "0" }, { path = path, verb = "download" }, limits,
     receive, unpack, host_path, skipped, advance)
   if not done then
@@ -263,32 +245,14 @@ end
 
 -- ---------------------------------------------------------------- both
 
-local function check_host_path(path)
-  if path == "" or path:find "%z" then
-    return errors.fail("invalid", ("%s is no path"):format(options.quote(path)), { path = path })
-  end
-  return true
-end
-
 --- As `files:upload`, to an absolute path; `o` are its checked options.
 function M.upload(driver, host_path, path, o)
-  local ok, message, code, detail = check_host_path(host_path)
-  if not ok then
-    return nil, message, code, detail
-  end
-  local limits = loop.limits(o)
-  local file, errno = core.host_file(host_path)
-  if file then
-    return with(file, upload_file, driver, file, host_path, path, o, limits)
-  elseif errno == core.errno.EISDIR then
-    return upload_tree(driver, host_path, path, o, limits)
-  end
-  return host_failure("read", host_path, errno)
+  return host.upload(upload_file, upload_tree, driver, host_path, path, o, loop.limits(o))
 end
 
 --- As `files:download`, of an absolute path; `o` are its checked options.
 function M.download(driver, path, host_path, max, limit, o)
-  local ok, message, code, detail = check_host_path(host_path)
+  local ok, message, code, detail = host.check(host_path)
   if not ok then
     return nil, message, code, detail
   end
@@ -307,7 +271,7 @@ function M.download(driver, path, host_path, max, limit, o)
   if kind == "virtual" then
     return download_text(driver, path, host_path, max, limits, advance)
   end
-  return with(file, function()
+  return host.with(file, function()
     local entry, errno = file:stat()
     local what = "download " .. options.quote(path)
     if not entry then

@@ -2,6 +2,7 @@
 
 local calls = require "moonsand.files.calls"
 local core = require "moonsand.core"
+local edit = require "moonsand.files.edit"
 local errors = require "moonsand.errors"
 local look = require "moonsand.files.look"
 local loop = require "moonsand.loop"
@@ -177,31 +178,8 @@ function M.write(driver, path, data, o, limits)
 end
 
 --- As `files:replace`, of an absolute path.
-function M.edit(driver, path, old, new, max, limits)
-  local text, message, code, detail = reading.read(driver, path, 0, nil, max, limits)
-  if not text then
-    return nil, message, code, detail
-  end
-  local pieces, from = {}, 1
-  while true do
-    local first, last = text:find(old, from, true)
-    if not first then
-      break
-    end
-    pieces[#pieces + 1] = text:sub(from, first - 1)
-    from = last + 1
-  end
-  local count = #pieces
-  if count == 0 then
-    return 0
-  end
-  pieces[count + 1] = text:sub(from)
-  local ok
-  ok, message, code, detail = M.write(driver, path, table.concat(pieces, new), {}, limits)
-  if not ok then
-    return nil, message, code, detail
-  end
-  return count
+function M.edit(...)
+  return edit(reading.read, M.write, ...)
 end
 
 return M

@@ -1,6 +1,7 @@
 --- Reading and changing files with plain commands.
 
 local core = require "moonsand.core"
+local edit = require "moonsand.files.edit"
 local errors = require "moonsand.errors"
 local look = require "moonsand.portable.look"
 local modes = require "moonsand.files.mode"
@@ -135,31 +136,8 @@ function M.write(driver, path, data, o, limits)
 end
 
 --- As `files:replace`, of an absolute path.
-function M.edit(driver, path, old, new, max, limits)
-  local text, message, code, detail = M.read(driver, path, 0, nil, max, limits)
-  if not text then
-    return nil, message, code, detail
-  end
-  local pieces, from = {}, 1
-  for first, last in
-    function()
-      return text:find(old, from, true)
-    end
-  do
-    pieces[#pieces + 1] = text:sub(from, first - 1)
-    from = last + 1
-  end
-  local count = #pieces
-  if count == 0 then
-    return 0
-  end
-  pieces[count + 1] = text:sub(from)
-  local ok
-  ok, message, code, detail = M.write(driver, path, table.concat(pieces, new), {}, limits)
-  if not ok then
-    return nil, message, code, detail
-  end
-  return count
+function M.edit(...)
+  return edit(M.read, M.write, ...)
 end
 
 -- ---------------------------------------------------------------- names and rights

@@ -5,6 +5,7 @@ local change = require "moonsand.portable.change"
 local core = require "moonsand.core"
 local errors = require "moonsand.errors"
 local file_streams = require "moonsand.files.stream"
+local host = require "moonsand.files.host"
 local loop = require "moonsand.loop"
 local look = require "moonsand.portable.look"
 local options = require "moonsand.options"
@@ -16,33 +17,8 @@ local M = {}
 
 local PIECE = 64 * 1024
 
-local function host_failure(verb, path, errno)
-  local what = ("%s the host's %s"):format(verb, options.quote(path))
-  return errors.errno(errno, what, { path = path })
-end
-
-local function check_host_path(path)
-  if path == "" or path:find "%z" then
-    return errors.fail("invalid", ("%s is no path"):format(options.quote(path)), { path = path })
-  end
-  return true
-end
-
 local function whole(number)
   return options.integer(number)
-end
-
-local function close_and_pass(resource, ok, ...)
-  resource:close()
-  if not ok then
-    error((...), 0)
-  end
-  return ...
-end
-
---- `fn(…)`, after which the resource is closed in every case.
-local function with(resource, fn, ...)
-  return close_and_pass(resource, pcall(fn, ...))
 end
 
 --- A script that is killed when `fn(script)` raises or fails.
@@ -70,7 +46,7 @@ end
 local function upload_file(driver, file, host_path, path, o, limits)
   local entry, errno = file:stat()
   if not entry then
-    return host_failure("read", host_path, errno)
+    return host.failure("read", host_path, errno)
   end
   local opts = shell.doing("write", path)
   opts.stdin = true
@@ -88,7 +64,7 @@ local function upload_file(driver, file, host_path, path, o, limits)
       local data
       data, errno = file:read(math.min(PIECE, entry.size - done))
       if errno then
-        return host_failure("read", host_path, errno)
+        return host.failure("read", host_path, errno)
       elseif not data then
         break
       end
@@ -170,7 +146,7 @@ local function upload_tree(driver, host_path, path, o, limits)
   end
   local pack, errno = core.pack(host_path)
   if not pack then
-    return host_failure("read", host_path, errno)
+    return host.failure("read", host_path, errno)
   end
   local opts = shell.doing("upload to", path)
   opts.stdin = true
@@ -179,7 +155,7 @@ local function upload_tree(driver, host_path, path, o, limits)
     pack:close()
     return nil, message, code, detail
   end
-  return with(pack, with_script, function()
+  return host.with(pack, with_script, function()
     local taken
     taken, message, code, detail = write_tar(pack, skipped, function(data)
       return script:write(data)
@@ -209,18 +185,7 @@ end
 
 --- As `files:upload`, to an absolute path; `o` are its checked options.
 function M.upload(driver, host_path, path, o)
-  local ok, message, code, detail = check_host_path(host_path)
-  if not ok then
-    return nil, message, code, detail
-  end
-  local limits = loop.limits(o)
-  local file, errno = core.host_file(host_path)
-  if file then
-    return with(file, upload_file, driver, file, host_path, path, o, limits)
-  elseif errno == core.errno.EISDIR then
-    return upload_tree(driver, host_path, path, o, limits)
-  end
-  return host_failure("read", host_path, errno)
+  return host.upload(upload_file, upload_tree, driver, host_path, path, o, loop.limits(o))
 end
 
 -- ---------------------------------------------------------------- from the sandbox
@@ -234,7 +199,7 @@ local function download_file(driver, entry, path, host_path, max, o, limits)
   end
   local placed, errno = core.place(host_path, entry.mode % 512)
   if not placed then
-    return host_failure("write", host_path, errno)
+    return host.failure("write", host_path, errno)
   end
   local script, message, code, detail =
     shell.start(driver, SEND, { path }, shell.doing("download", path), limits)
@@ -246,7 +211,7 @@ local function download_file(driver, entry, path, host_path, max, o, limits)
   local tell = progress_of(o, function()
     return entry.size
   end)
-  return with(placed, with_script, function()
+  return host.with(placed, with_script, function()
     while true do
       local data, ok
       data, message, code, detail = script:chunk()
@@ -257,12 +222,12 @@ local function download_file(driver, entry, path, host_path, max, o, limits)
       end
       done = done + #data
       if done > max then
-        return errors.fail("too_large", ("download %s: more than max (%d) bytes"):format(
+        return errors.fail("too_large", ("download %s: more than max (%.0f) bytes"):format(
           options.quote(path), max), { path = path })
       end
       ok, errno = placed:write(data)
       if not ok then
-        return host_failure("write", host_path, errno)
+        return host.failure("write", host_path, errno)
       end
       tell(done)
     end
@@ -273,7 +238,7 @@ local function download_file(driver, entry, path, host_path, max, o, limits)
     end
     ok, errno = placed:commit()
     if not ok then
-      return host_failure("write", host_path, errno)
+      return host.failure("write", host_path, errno)
     end
     if done == 0 then
       tell(0)
@@ -319,7 +284,7 @@ local function read_tar(script, unpack, path, host_path, skipped, tell)
       local message = "download %s: more than max bytes, or more than limit entries"
       return errors.fail("too_large", message:format(options.quote(path)), { path = where })
     end
-    return host_failure("write", where, errno)
+    return host.failure("write", where, errno)
   end
   while true do
     local data, message, code, detail = script:chunk()
@@ -370,7 +335,7 @@ end
 local function download_tree(driver, path, host_path, max, limit, o, limits)
   local unpack, errno = core.unpack(host_path, max, limit)
   if not unpack then
-    return host_failure("write", host_path, errno)
+    return host.failure("write", host_path, errno)
   end
   local script, message, code, detail =
     shell.start(driver, PACK, { path }, shell.doing("download", path), limits)
@@ -379,7 +344,7 @@ local function download_tree(driver, path, host_path, max, limit, o, limits)
     return nil, message, code, detail
   end
   local skipped = {}
-  return with(unpack, with_script, function()
+  return host.with(unpack, with_script, function()
     local tell = progress_of(o, function()
       return 0
     end)
@@ -400,7 +365,7 @@ end
 
 --- As `files:download`, of an absolute path; `o` are its checked options.
 function M.download(driver, path, host_path, max, limit, o)
-  local ok, message, code, detail = check_host_path(host_path)
+  local ok, message, code, detail = host.check(host_path)
   if not ok then
     return nil, message, code, detail
   end

@@ -365,7 +365,7 @@ function M.take(response, kind, n, limits)
     local message, code, detail = loop.wait(limits, transfer)
     if message then
       detail.provider = response.provider
-      return nil, ("%s %s: %s"):format(response.method, response.url, message), code, detail
+      return errors.fail(code, ("%s %s: %s"):format(response.method, response.url, message), detail)
     end
   end
 end

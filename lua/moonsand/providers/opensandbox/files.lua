@@ -5,6 +5,7 @@
 local change = require "moonsand.portable.change"
 local core = require "moonsand.core"
 local errors = require "moonsand.errors"
+local host = require "moonsand.files.host"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
 local services = require "moonsand.providers.opensandbox.service"
@@ -96,19 +97,6 @@ end
 
 -- ---------------------------------------------------------------- between host and sandbox
 
-local function host_failure(verb, path, errno)
-  return errors.errno(errno, ("%s the host's %s"):format(verb, options.quote(path)),
-    { path = path })
-end
-
-local function close_and_pass(resource, ok, ...)
-  resource:close()
-  if not ok then
-    error((...), 0)
-  end
-  return ...
-end
-
 local function progress(o, total)
   local done = 0
   return function(count)
@@ -136,7 +124,7 @@ local function fetch(driver, path, placed, host_path, size, max, o, limits)
     done = tell(#data)
     if not ok then
       response:close()
-      return host_failure("write", host_path, errno)
+      return host.failure("write", host_path, errno)
     elseif done > max then
       response:close()
       return too_large("download", path, max)
@@ -148,7 +136,7 @@ local function fetch(driver, path, placed, host_path, size, max, o, limits)
   end
   local ok, errno = placed:commit()
   if not ok then
-    return host_failure("write", host_path, errno)
+    return host.failure("write", host_path, errno)
   end
   return { entries = 1, bytes = options.integer(done), skipped = {} }
 end
@@ -162,15 +150,15 @@ function M.download(driver, path, host_path, max, _, o)
   elseif host_path == "" or host_path:find "%z" then
     return leave()
   elseif entry.size > max then
-    return errors.fail("too_large", ("download %s: %d bytes are more than max (%d)"):format(
+    return errors.fail("too_large", ("download %s: %.0f bytes are more than max (%.0f)"):format(
       options.quote(path), entry.size, max), { path = path, size = entry.size })
   end
   local placed, errno = core.place(host_path, tonumber(tostring(entry.mode or 644), 8))
   if not placed then
-    return host_failure("write", host_path, errno)
+    return host.failure("write", host_path, errno)
   end
-  return close_and_pass(placed, pcall(fetch, driver, path, placed, host_path, entry.size, max, o,
-    limits))
+  return host.with(placed, fetch, driver, path, placed, host_path, entry.size, max, o,
+    limits)
 end
 
 --- What was sent becomes what `cat` reads, and portable.lua's script puts it in its place.
@@ -179,7 +167,7 @@ local FROM_FILE = 'exec <"$7" || exit; rm -f -- "$7"\n' .. change.REPLACE
 local function send(driver, file, host_path, path, o, limits)
   local entry, errno = file:stat()
   if not entry then
-    return host_failure("read", host_path, errno)
+    return host.failure("read", host_path, errno)
   end
   local sent, tell = "/tmp/.moonsand-" .. change.token(), progress(o, entry.size)
   local ok, message, code, detail = uploads.send(driver.execd, { { path = sent, mode = "600",
@@ -213,7 +201,7 @@ function M.upload(driver, host_path, path, o)
   if not file then
     return leave() -- a directory, or what cannot be read, of which it says why
   end
-  return close_and_pass(file, pcall(send, driver, file, host_path, path, o, loop.limits(o)))
+  return host.with(file, send, driver, file, host_path, path, o, loop.limits(o))
 end
 
 return M
