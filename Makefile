@@ -77,7 +77,7 @@ Q = $(if $(filter 1,$(V)),,@)
 # ---------------------------------------------------------------- build
 
 .PHONY: all modules toolchain FORCE support deps demo gateway embed test matrix gcstress asan valgrind fuzz \
-  fuzz-run bench bench-run lint lint-run lint-lua lint-format lint-sh lint-c lint-apparmor fmt \
+  fuzz-run bench bench-run lint lint-run lint-lua lint-format lint-sh lint-c lint-apparmor fmt pages \
   install install-modules install-profile uninstall clean help
 
 all: modules ## build the module for each Lua whose headers are there, and the agent
@@ -253,6 +253,17 @@ lint-apparmor:
 
 fmt: ## format the C sources
 	$(if $(C_FILES),clang-format -i $(C_FILES))
+
+# A page is written when it was made whole.
+define make-page
+LUA_PATH='lua/?.lua;;' lua5.4 $1 >$2.new
+@mv $2.new $2
+endef
+
+pages: ## make the man page, the completion and Neovim's help anew, of their sources
+	$(call make-page,tools/manpage,doc/moonsand.1)
+	$(call make-page,tools/completion,share/bash-completion/moonsand)
+	$(call make-page,tools/vimdoc,doc/moonsand.txt)
 
 # ---------------------------------------------------------------- install
 

@@ -62,6 +62,8 @@ describe("moonsand (the command-line tool)", function()
       ["exec -c 'kill -SEGV $$'"] = { "", "moonsand: ended by signal SEGV\n", 139 },
       ["exec -q -c 'kill -TERM $$'"] = { "", "", 143 },
       ["exec nope"] = { "", "moonsand: cannot start: program 'nope': No such file or directory\n", 127 },
+      ["exec 'no pe'"] = { "", "moonsand: cannot start: program 'no pe': No such file or directory "
+        .. "(-c gives a text to the shell)\n", 127 },
       ["exec /etc"] = { "", "moonsand: cannot start: program '/etc': Is a directory\n", 126 },
       ["exec -q --timeout 50ms sleep 60"] = { "", "", 124 },
       ["exec -q -t0.05 sleep 60"] = { "", "", 124 },
@@ -227,6 +229,81 @@ describe("moonsand (the command-line tool)", function()
     end)
   end)
 
+  -- ------------------------------------------------------------------ the machine
+
+  describe("--workspace, --mount and --root", function()
+    before_each(function()
+      support.run(("cd %s && rm -rf work && mkdir work && echo mine >work/file && echo v >'a:b'"):format(
+        scratch))
+    end)
+
+    it("show what is named, as it is named", function()
+      gives({ "mine\n", "", 0 }, "exec --workspace work -c 'cat file; echo new >made'")
+      assert.equal("new\n", support.read(scratch .. "/work/made"))
+      gives({ "mine\nv\n", "", 1 }, "exec --mount work:/in/here --mount a:b:/in/b "
+        .. "-c 'cat /in/here/file /in/b; touch /in/here/file 2>/dev/null'")
+      gives({ "", "", 0 }, "exec --mount work:/in:rw -c 'echo changed >/in/file'")
+      gives({ "gone\n", "", 0 }, "exec --mount work:/in:copy -c 'echo gone >/in/file; cat /in/file'")
+      assert.equal("changed\n", support.read(scratch .. "/work/file"))
+    end)
+
+    it("show another root", function()
+      assert.same({ "changed\n", "", 0 }, { sh [[
+        mkdir -p root/bin && cp /bin/sh root/bin/sh && echo as it was >root/bin/file
+        for library in $(ldd /bin/sh | grep -o '/[^ ]*'); do
+          mkdir -p "root${library%/*}" && cp "$library" "root$library"
+        done
+        {} exec --root root --root-mode copy -c '
+          echo changed >/bin/file; read -r text </bin/file; echo "$text"' </dev/null &&
+        grep -qx 'as it was' root/bin/file]] })
+    end)
+
+    it("say what is wrong", function()
+      gives({ "", "moonsand: --mount: 'work' is not PATH:INSIDE[:MODE]\n", 125 },
+        "exec --mount work true")
+      gives({ "", "moonsand: --mount: 'work:in' is not PATH:INSIDE[:MODE]\n", 125 },
+        "exec --mount work:in true")
+      gives({ "", "moonsand: mounts[1]: mode 'wr' is none of 'ro', 'rw', 'copy'\n", 125 },
+        "exec --mount work:/in:wr true")
+      local _, err, status = cli "exec --mount nope:/in true"
+      assert.matches("^moonsand: mounts%[1%]: .*nope", err)
+      assert.equal(125, status)
+    end)
+  end)
+
+  describe("--network", function()
+    it("lets programs reach what is named, and nothing else", function()
+      assert.same({ "mine 403\n", "", 0 }, { sh [[
+        mkdir -p served && printf mine >served/file
+        python3 -u -m http.server --bind 127.0.0.1 --directory served 0 >listens 2>/dev/null & server=$!
+        until port=$(sed -n 's/.*port \([0-9]*\) .*/\1/p' listens) && [ "$port" ]; do sleep 0.05; done
+        {} exec -n --network example.org --network 127.0.0.1:$port -e port=$port -c '
+          curl -sS --noproxy - http://127.0.0.1:$port/file
+          curl -s -o /dev/null -w " %{http_code}\\n" http://elsewhere.example/'
+        status=$?
+        kill $server
+        exit $status]] })
+    end)
+
+    it("takes the network of the machine, or none", function()
+      local outside = support.run "cat /proc/net/dev | wc -l"
+      gives({ outside, "", 0 }, "exec --network host -c 'cat /proc/net/dev | wc -l'")
+      gives({ "3\n", "", 0 }, "exec --network none -c 'cat /proc/net/dev | wc -l'")
+    end)
+
+    it("says what is wrong", function()
+      gives({ "", "moonsand: --network: host stands alone\n", 125 },
+        "exec --network host,example.org true")
+      gives({ "", "moonsand: --network: none stands alone\n", 125 },
+        "exec --network none --network-deny example.org true")
+      gives({ "", "moonsand: --network-deny: without --network nothing can be reached\n", 125 },
+        "exec --network-deny example.org true")
+      local _, err, status = cli "exec --network 'ex ample..org' true"
+      assert.matches("^moonsand: .*ample%.%.org", err)
+      assert.equal(125, status)
+    end)
+  end)
+
   -- ------------------------------------------------------------------ JSON
 
   describe("--json", function()
@@ -376,7 +453,7 @@ describe("moonsand (the command-line tool)", function()
       gives({ "hello ['a']\n", "", 4 }, "run --in dev hello.py a")
       gives({ "kept\n", "", 0 }, "shell --in dev -n --shell 'cat /workspace/file'")
       assert.same({ "in\n", "", 0 }, { sh "echo in | {} exec --in dev cat" })
-      gives({ "", "moonsand: --in: limits is what a sandbox that is made is told\n", 125 },
+      gives({ "", "moonsand: --in: limits can only be said when a sandbox is made\n", 125 },
         "exec --in dev --disk 1G ls")
     end)
 

@@ -17,7 +17,9 @@ local PROMPT = "sandbox$ "
 local LIMITS = {
   "memory", "cpus", "processes", "disk", "inodes", "cpu_time", "open_files", "file_size",
 }
-local CREATE = { "image", "hostname", "isolation", "allow_unenforced" }
+local CREATE = {
+  "image", "workspace", "root", "root_mode", "hostname", "isolation", "allow_unenforced",
+}
 local HANDLE = { "provider", "cwd", "clear_env", "env_file" } -- also of one that is there
 
 M.FAILED = FAILED
@@ -62,6 +64,39 @@ local function handle_options(o)
   return opts
 end
 
+--- The mounts of `--mount`.
+local function read_mounts(list)
+  local mounts = {}
+  for i, text in ipairs(list) do
+    local source, target, mode = text:match "^(.+):(/[^:]*):(%l+)$"
+    if not source then
+      source, target = text:match "^(.+):(/[^:]*)$"
+    end
+    if not source then
+      return errors.fail("invalid",
+        ("--mount: %s is not PATH:INSIDE[:MODE]"):format(options.quote(text)))
+    end
+    mounts[i] = { source = source, target = target, mode = mode }
+  end
+  return mounts
+end
+
+--- What `--network` and `--network-deny` say.
+local function read_network(allow, deny)
+  for _, word in ipairs(allow or {}) do
+    if word == "none" or word == "host" then
+      if allow[2] or deny then
+        return errors.fail("invalid", ("--network: %s stands alone"):format(word))
+      end
+      return word == "host" and word
+    end
+  end
+  if not allow then
+    return errors.fail("invalid", "--network-deny: without --network nothing can be reached")
+  end
+  return { allow = allow, deny = deny }
+end
+
 --- And those of `moonsand.create` besides.
 local function create_options(o)
   local opts, limits = {}, {}
@@ -73,6 +108,16 @@ local function create_options(o)
   end
   opts.limits = next(limits) and limits
   opts.seccomp = o.allow_syscall and { allow = o.allow_syscall }
+  local message, code, detail
+  if o.mount then
+    opts.mounts, message, code, detail = read_mounts(o.mount)
+  end
+  if not message and (o.network or o.network_deny) then
+    opts.network, message, code, detail = read_network(o.network, o.network_deny)
+  end
+  if message then
+    return nil, message, code, detail
+  end
   return opts
 end
 
@@ -99,7 +144,12 @@ function M.create(o, name)
   if not opts then
     return nil, message, code, detail
   end
-  for option, value in pairs(create_options(o)) do
+  local more
+  more, message, code, detail = create_options(o)
+  if not more then
+    return nil, message, code, detail
+  end
+  for option, value in pairs(more) do
     opts[option] = value
   end
   opts.name = name
@@ -112,9 +162,14 @@ local function connect(o)
   if not opts then
     return nil, message, code, detail
   end
-  local given = next(create_options(o))
+  local more
+  more, message, code, detail = create_options(o)
+  if not more then
+    return nil, message, code, detail
+  end
+  local given = next(more)
   if given then
-    return errors.fail("invalid", ("--in: %s is what a sandbox that is made is told"):format(given))
+    return errors.fail("invalid", ("--in: %s can only be said when a sandbox is made"):format(given))
   end
   return ask(moonsand.connect, o["in"], opts)
 end
@@ -406,7 +461,7 @@ function M.exec(line)
     return errors.fail("invalid", "--background: a new sandbox would end with us; --in names one that stays",
       { usage = "exec " })
   end
-  return M.with(o, function(box)
+  local status, message, code, detail = M.with(o, function(box)
     if o.background then
       return in_background(box, o, command)
     end
@@ -414,6 +469,11 @@ function M.exec(line)
       return box:exec(command, program_options(o))
     end)
   end)
+  if code == "not_found" and detail.what == "program" and #line.words == 1
+    and line.words[1]:find "%s" then
+    message = message .. " (-c gives a text to the shell)"
+  end
+  return status, message, code, detail
 end
 
 --- A shell on a terminal of its own, tied to ours.

@@ -35,6 +35,22 @@ M.options = {
       text = "Who makes the sandbox; `local`, this machine, if nothing is said." },
     { long = "image", value = "NAME", kind = "text",
       text = "What it is made from, with providers that have images." },
+    { long = "workspace", value = "DIR", kind = "text", complete = "directory",
+      text = "A directory of this machine that is `/workspace` inside: what is written there stays." },
+    { long = "mount", value = "PATH:INSIDE[:MODE]", kind = "text", many = true, complete = "file",
+      text = "Show a file or a directory of this machine at an absolute path inside: `ro`, which is "
+        .. "the mode if none is said, `rw`, or `copy`, whose changes end with the sandbox." },
+    { long = "root", value = "DIR", kind = "text", complete = "directory",
+      text = "Another root file system, such as an unpacked image, instead of the `/usr` of this "
+        .. "machine." },
+    { long = "root-mode", value = "MODE", kind = "text", complete = { "ro", "copy" },
+      text = "Whether that is as it is (`ro`), or a copy that may be changed (`copy`)." },
+    { long = "network", value = "NAMES", kind = "words", many = true,
+      text = "What programs may reach over HTTP and SOCKS: `example.org`, `*.example.org:443`, "
+        .. "`10.1.2.0/24`, `@python` for its packages, `*` for all that is public. Or one word: "
+        .. "`none`; `host`, the network of this machine as it is." },
+    { long = "network-deny", value = "NAMES", kind = "words", many = true,
+      text = "What they may not reach all the same." },
     { long = "memory", value = "SIZE", kind = "size",
       text = "Memory, of all in it: `512M`, `2G`. A limit that cannot be held on this machine is "
         .. "refused, with the cause, not ignored." },
@@ -339,6 +355,8 @@ M.examples = {
   { "tar cz src | moonsand exec -c 'tar xz && ls -R'", "Bytes through a pipe." },
   { "moonsand exec --put data:in/ --get out:result -c './job in >out'",
     "Files in, a program, files out." },
+  { "moonsand exec --workspace . --network '@npm' -- npm install",
+    "In this directory, and nowhere else; with some of the network." },
   { "moonsand create dev && moonsand exec --in dev -b -- make serve && moonsand logs -f dev",
     "A sandbox that stays, and a program in the background." },
   { "moonsand exec --json -- id | jq .exit_code", "What came of it, for another program." },
