@@ -273,7 +273,7 @@ describe("moonsand (the command-line tool)", function()
 
   describe("--network", function()
     it("lets programs reach what is named, and nothing else", function()
-      assert.same({ "mine 403\n", "", 0 }, { sh [[
+      local out, err, status = sh [[
         mkdir -p served && printf mine >served/file
         python3 -u -m http.server --bind 127.0.0.1 --directory served 0 >listens 2>/dev/null & server=$!
         until port=$(sed -n 's/.*port \([0-9]*\) .*/\1/p' listens) && [ "$port" ]; do sleep 0.05; done
@@ -282,7 +282,23 @@ describe("moonsand (the command-line tool)", function()
           curl -s -o /dev/null -w " %{http_code}\\n" http://elsewhere.example/'
         status=$?
         kill $server
-        exit $status]] })
+        exit $status]]
+      assert.same({ "mine 403\n", 0 }, { out, status })
+      assert.matches("^moonsand: network: denied elsewhere%.example:80: [^\n]+\n$", err)
+    end)
+
+    it("says each thing once that was not reached, and with --json all that was tried", function()
+      local try = "for i in $(seq 24); do curl -s -o /dev/null http://no$((i / 2)).example; done"
+      local _, err = cli(("exec --network 127.0.0.1 -c '%s'"):format(try))
+      assert.matches("denied no0%.example:80: .*denied no9%.example:80: [^\n]+\n"
+        .. "moonsand: network: and 3 others\n$", err)
+      assert.equal(11, select(2, err:gsub("\n", "")))
+      gives({ "", "", 0 }, ("exec -q --network 127.0.0.1 -c '%s; true'"):format(try))
+      local out = cli(("exec --json --network 127.0.0.1 -c '%s'"):format(try))
+      local attempts = require("cjson").decode(out).network
+      assert.equal(24, #attempts)
+      assert.equal("no0.example", attempts[1].host)
+      assert.equal("denied", attempts[1].decision)
     end)
 
     it("takes the network of the machine, or none", function()

@@ -201,7 +201,7 @@ describe("the host nvim", function()
       quit()]]
     assert.equal(0, status)
     local pid = tonumber(output)
-    support.eventually(2, "the sandbox is still there", function()
+    support.eventually(10, "the sandbox is still there", function()
       return not support.process(pid)
     end)
   end)

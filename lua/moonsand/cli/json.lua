@@ -97,6 +97,15 @@ function M.of_value(value)
   return copy
 end
 
+--- The same of a list, of which nothing but its members is said.
+function M.of_list(list)
+  local copy = {}
+  for i, each in ipairs(list) do
+    copy[i] = M.of_value(each)
+  end
+  return copy
+end
+
 local function plain(value)
   local kind = type(value)
   return kind == "number" or kind == "boolean" or kind == "string" and is_utf8(value)

@@ -14,6 +14,7 @@ local M = {}
 
 local TIMED_OUT, FAILED, NO_PROGRAM, NOT_FOUND, SIGNALED = 124, 125, 126, 127, 128
 local PROMPT = "sandbox$ "
+local REFUSALS = 10 -- what the network did not give is said of so many
 local LIMITS = {
   "memory", "cpus", "processes", "disk", "inodes", "cpu_time", "open_files", "file_size",
 }
@@ -323,16 +324,43 @@ local function ending(result)
   end
 end
 
+--- What it did not get from the network, each once.
+local function tell_refusals(attempts)
+  local seen, rows = {}, {}
+  for _, attempt in ipairs(attempts) do
+    if attempt.decision == "denied" or attempt.decision == "failed" then
+      local text = ("network: %s %s:%s: %s"):format(attempt.decision, attempt.host or "?",
+        attempt.port or "?", attempt.reason)
+      if not seen[text] then
+        seen[text] = true
+        rows[#rows + 1] = text
+      end
+    end
+  end
+  for i = 1, math.min(#rows, REFUSALS) do
+    terminal.say(rows[i])
+  end
+  if #rows > REFUSALS then
+    terminal.say(("network: and %d others"):format(#rows - REFUSALS))
+  end
+end
+
 --- Prints or says what came of it: the exit status.
-local function report(result, o)
+local function report(box, result, o)
+  local attempts = box:network_log()
   if o.json then
     local codec, message, code, detail = json.codec()
     if not codec then
       return nil, message, code, detail
     end
-    io.stdout:write(codec.encode(json.of_result(result)), "\n")
-  elseif not o.quiet and ending(result) then
-    terminal.say(ending(result))
+    local object = json.of_result(result)
+    object.network = attempts[1] and json.of_list(attempts)
+    io.stdout:write(codec.encode(object), "\n")
+  elseif not o.quiet then
+    tell_refusals(attempts)
+    if ending(result) then
+      terminal.say(ending(result))
+    end
   end
   return status_of(result)
 end
@@ -349,7 +377,7 @@ local function perform(box, o, start)
     return nil, message, code, detail
   end
   local status
-  status, message, code, detail = report(result, o)
+  status, message, code, detail = report(box, result, o)
   if not status then
     return nil, message, code, detail
   end

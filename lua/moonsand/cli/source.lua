@@ -48,7 +48,7 @@ M.options = {
     { long = "network", value = "NAMES", kind = "words", many = true,
       text = "What programs may reach over HTTP and SOCKS: `example.org`, `*.example.org:443`, "
         .. "`10.1.2.0/24`, `@python` for its packages, `*` for all that is public. Or one word: "
-        .. "`none`; `host`, the network of this machine as it is." },
+        .. "`none`; `host`, the network of this machine as it is. What was refused is said at the end." },
     { long = "network-deny", value = "NAMES", kind = "words", many = true,
       text = "What they may not reach all the same." },
     { long = "memory", value = "SIZE", kind = "size",
