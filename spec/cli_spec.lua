@@ -140,8 +140,10 @@ describe("moonsand (the command-line tool)", function()
     end)
 
     it("is a program with closed streams, too", function()
-      assert.same({ "", "", 0 }, { sh "{} exec cat <&-" })
-      assert.same({ "", "", 0 }, { sh "{} exec echo x >&- </dev/null" })
+      assert.same({ "kept\n", "", 0 }, { sh "{} exec -c 'cat; echo kept' 2>&- <&-" })
+      assert.same({ "", "moonsand: stdout: Bad file descriptor\n", 125 },
+        { sh "{} exec echo lost >&- </dev/null" })
+      assert.same({ "", "", 125 }, { sh "{} exec -c 'echo lost >&2' 2>&- </dev/null" })
     end)
 
     it("ends by SIGPIPE when nobody reads on", function()
