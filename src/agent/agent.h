@@ -12,7 +12,9 @@
  *   clients.c  who it serves: its host; after a detach, whoever of the same user connects
  *   life.c     until when
  *   keeper.c   another life of the program: removes the control groups that a host leaves behind
- *   exec.c     programs: starting, tagging, reaping, killing trees
+ *   exec.c     programs: what was started, how it ends, ending all of it
+ *   spawn.c    starting one process
+ *   tags.c     which process belongs to which exec
  *   log.c      what background programs write, for whoever looks
  *   files.c    the file calls, answered at once
  *   net.c      sockets on the sandbox's loopback, for the host
@@ -132,9 +134,6 @@ bool ms_client_busy(const ms_client *c);
 void ms_agent_handle(ms_client *from, ms_message *request);
 
 /* exec.c. An id is the client's own. */
-void ms_exec_init(uint64_t secret);
-/* From now on programs are told to go before the agent when memory runs out. */
-void ms_exec_expose(void);
 /* Starts what an MS_EXEC says; `fds` stay the caller's. Answers MS_STARTED or MS_REFUSED. */
 void ms_exec_start(ms_client *c, uint32_t id, ms_reader *body, const int *fds, size_t fd_count);
 /* Does what an MS_ATTACH says; the same. */

@@ -1,55 +1,27 @@
-/* Programs: starting them, knowing which process belongs to which, learning how they end, and
- * ending all that they started.
+/* Programs: what was started, how it ends, and the end of all that it started.
  *
- * A process group does not hold what calls setsid. So each exec's first process gets a *tag* that
- * its descendants inherit and cannot change: RLIMIT_LOCKS, which the kernel has ignored since 2.4,
- * is set to the exec's own number, and the filter refuses to set it again. Trees are found by
- * reading that limit of every process in /proc. A process with a pending SIGKILL cannot fork, so
- * passes of "kill all that is tagged" come to an end even against a fork bomb.
- *
- * An exec is over when its first process was reaped and nothing with its tag is left (or, with
- * MS_EXEC_LEAVE, at once). Only then is told who started it. What runs in the background belongs to
- * nobody: those who look at its log are told. */
+ * Every exec has a number, its *tag* (tags.c). It is over when its first process was reaped and
+ * nothing with its tag is left (or, with MS_EXEC_LEAVE, at once). Only then is told who started it.
+ * What runs in the background belongs to nobody: those who look at its log are told. */
 #include "log.h"
+#include "spawn.h"
+#include "tags.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <linux/close_range.h>
-#include <poll.h>
-#include <sched.h>
 #include <signal.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/ptrace.h>
 #include <sys/resource.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#else
-#define ASAN_UNPOISON_MEMORY_REGION(at, size) ((void)0)
-#endif
-
 #define PASS_INTERVAL_NS UINT64_C(1000000)
-/* How long a child may take to become its program, while others run that may hinder it. */
 /* What is known of programs that are over: how many, and how much their logs may hold together. */
 enum { OVER_MAX = 100 };
 #define OVER_BYTES (UINT64_C(64) * 1024 * 1024)
-enum { START_ROUNDS = 100, START_ROUND_MS = 20 };
-/* Of the stack on which a child runs before its exec. */
-enum { CHILD_STACK = 16 * 1024 };
-/* Where the numbered entries of a /proc directory stream begin. */
-#define PROC_FIRST_PID 256
-/* More than the zygote's own, which the agent keeps. */
-#define EXPOSED_SCORE "600"
 
 typedef struct exec {
   struct exec *next;
@@ -73,260 +45,9 @@ typedef struct exec {
 
 static exec *execs;
 static exec *over; /* programs, the last first */
-static uint64_t last_tag, secret;
-static int proc_fd = -1;
-static bool exposed; /* programs are more likely than we are to be killed for memory */
-
-void ms_exec_init(uint64_t own_secret) {
-  secret = own_secret;
-  proc_fd = open("/proc", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-}
-
-void ms_exec_expose(void) {
-  exposed = true;
-}
-
-/* Tags ---------------------------------------------------------------------------------------- */
-
-/* prlimit with the register that lets it through the filter. */
-static int agent_prlimit(pid_t pid, int resource, const struct rlimit *set, struct rlimit *get) {
-  return (int)syscall(SYS_prlimit64, pid, resource, set, get, secret, 0);
-}
-
-/* The exec number that a process carries; 0 when it is gone. Works for zombies. */
-static uint64_t tag_of(pid_t pid) {
-  struct rlimit tag;
-  return agent_prlimit(pid, RLIMIT_LOCKS, NULL, &tag) == 0 ? (uint64_t)tag.rlim_cur : 0;
-}
-
-/* Through a pidfd: should the number be given to another process meanwhile, that one is spared. */
-static bool signal_tagged(pid_t pid, uint64_t tag, int number) {
-  if (tag_of(pid) != tag)
-    return false;
-  int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
-  if (pidfd < 0)
-    return errno != ESRCH;
-  bool ours = tag_of(pid) == tag;
-  if (ours && number > 0)
-    syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0);
-  close(pidfd);
-  return ours;
-}
-
-struct dirent64_header {
-  uint64_t inode, offset;
-  unsigned short length;
-  unsigned char type;
-  char name[];
-};
-
-/* One pass over all processes: how many carry the tag. Each of them is sent the signal (0: none).
- */
-static size_t signal_tree(uint64_t tag, int number) {
-  static char entries[16 * 1024] __attribute__((aligned(8)));
-  size_t found = 0;
-  lseek(proc_fd, PROC_FIRST_PID, SEEK_SET);
-  for (;;) {
-    long length = syscall(SYS_getdents64, proc_fd, entries, sizeof entries);
-    if (length <= 0)
-      return found;
-    for (long at = 0; at < length;) {
-      const struct dirent64_header *entry = (const void *)(entries + at);
-      at += entry->length;
-      pid_t pid = (pid_t)strtol(entry->name, NULL, 10); /* 0 for "self" and its like */
-      if (pid > 1 && signal_tagged(pid, tag, number))
-        found++;
-    }
-  }
-}
+static uint64_t last_tag;
 
 /* Starting ------------------------------------------------------------------------------------ */
-
-/* What went wrong in a child before its program ran: that of a program shares our memory, that of
- * a worker sends it through the pipe, which exec closes. */
-typedef struct failure {
-  int error;
-  const char *what; /* a literal: the same address in a fork */
-} failure;
-
-static volatile failure child_failure;
-static int report_fd; /* in the child */
-
-static _Noreturn void child_fail(const char *what) {
-  failure f = {.error = errno, .what = what};
-  if (write(report_fd, &f, sizeof f) < 0) {
-    /* The agent sees the end of the pipe, and then our exit status. */
-  }
-  _exit(127);
-}
-
-/* Keeps what is there when it cannot be raised so far: only what was asked for is refused. */
-static void child_limit(int resource, uint64_t value) {
-  if (value == MS_UNLIMITED)
-    return;
-  struct rlimit limit = {value, value};
-  if (resource == RLIMIT_CPU)
-    limit.rlim_max = value + 1; /* XCPU first, which names the reason, then KILL */
-  if (agent_prlimit(0, resource, &limit, NULL) < 0)
-    child_fail("limits");
-}
-
-/* Everything before the program: only async-signal-safe calls, no memory changed that the agent
- * reads meanwhile. */
-static void child_prepare(const ms_exec *e, const int *stdio, uint64_t tag) {
-  setsid();
-  for (int fd = 0; fd < 3; fd++)
-    if (stdio[fd] >= 0 && dup2(stdio[fd], fd) < 0)
-      child_fail("stdio");
-  if (e->flags & MS_EXEC_PTY && syscall(SYS_ioctl, 0, TIOCSCTTY, 0) < 0)
-    child_fail("terminal");
-  syscall(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC);
-  if (chdir(e->cwd) < 0)
-    child_fail("cwd");
-  umask((mode_t)e->umask);
-  child_limit(RLIMIT_LOCKS, tag);
-  child_limit(RLIMIT_DATA, e->limits.memory);
-  child_limit(RLIMIT_CPU, e->limits.cpu_time);
-  child_limit(RLIMIT_NOFILE, e->limits.open_files);
-  child_limit(RLIMIT_FSIZE, e->limits.file_size);
-  child_limit(RLIMIT_NPROC, e->limits.processes);
-  sigset_t none;
-  sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, NULL);
-}
-
-/* A file that is there and "not found" names an interpreter that is not. */
-static _Noreturn void child_exec_failed(const char *path) {
-  int error = errno;
-  struct stat st;
-  bool there = stat(path, &st) == 0;
-  errno = there && S_ISDIR(st.st_mode) ? EISDIR : error;
-  child_fail(there && error == ENOENT ? "interpreter" : "program");
-}
-
-/* Like execvpe, by the PATH of the program's own environment, and without its fall-back to a
- * shell: a list never meets one. */
-static _Noreturn void child_exec(char *const *argv, char *const *envp) {
-  static char path[PATH_MAX];
-  const char *name = argv[0], *search = "/usr/local/bin:/usr/bin:/bin";
-  if (name[0] == '\0') {
-    errno = ENOENT;
-    child_fail("program");
-  }
-  if (strchr(name, '/')) {
-    execve(name, argv, envp);
-    child_exec_failed(name);
-  }
-  for (char *const *e = envp; *e; e++)
-    if (strncmp(*e, "PATH=", 5) == 0)
-      search = *e + 5;
-  bool denied = false;
-  for (bool last = false; !last;) {
-    const char *end = strchrnul(search, ':');
-    last = *end == '\0';
-    int length = (int)(end - search);
-    const char *slash = length ? "/" : ""; /* an empty entry is the working directory */
-    int written = snprintf(path, sizeof path, "%.*s%s%s", length, search, slash, name);
-    search = end + 1;
-    if (written >= (int)sizeof path)
-      continue;
-    execve(path, argv, envp);
-    if (errno == EACCES)
-      denied = true;
-    else if (errno != ENOENT && errno != ENOTDIR)
-      child_exec_failed(path);
-    else if (errno == ENOENT && access(path, F_OK) == 0)
-      child_exec_failed(path);
-  }
-  errno = denied ? EACCES : ENOENT;
-  child_fail("program");
-}
-
-typedef struct child {
-  const ms_exec *exec;
-  const int *stdio;
-  uint64_t tag;
-  char *const *argv, *const *envp;
-} child;
-
-static int child_run(void *argument) {
-  const child *c = argument;
-  child_prepare(c->exec, c->stdio, c->tag);
-  if (!(c->exec->flags & MS_EXEC_WORKER))
-    child_exec(c->argv, c->envp);
-  syscall(SYS_close_range, 3, ~0u, 0); /* the report too: it runs */
-  _exit(ms_worker_main((int)c->exec->argc, (char **)c->argv));
-}
-
-/* Waits until the child has become its program or is gone, which the end of the pipe tells: till
- * then, also after it said why it failed, it runs on a stack in our frame. What runs inside may
- * have stopped it, again and again: then it is told to go on, and given up in the end. */
-static void await_report(int fd, pid_t pid) {
-  struct pollfd report = {.fd = fd, .events = POLLIN};
-  failure f;
-  for (int round = 0; round < START_ROUNDS; round++) {
-    if (poll(&report, 1, START_ROUND_MS) <= 0) {
-      kill(pid, SIGCONT);
-      continue;
-    }
-    if (read(fd, &f, sizeof f) != sizeof f)
-      return;
-    child_failure.error = f.error;
-    child_failure.what = f.what;
-  }
-  kill(pid, SIGKILL);
-  while (read(fd, &f, sizeof f) > 0)
-    continue;
-  if (!child_failure.error) {
-    child_failure.error = EBUSY;
-    child_failure.what = "start";
-  }
-}
-
-/* The kernel is to choose a program, not us, when the sandbox's memory is used up. Done from here:
- * before its exec the child's memory is ours, and so would the value be. */
-static void expose(pid_t pid) {
-  char path[40];
-  snprintf(path, sizeof path, "%d/oom_score_adj", (int)pid);
-  int fd = openat(proc_fd, path, O_WRONLY | O_CLOEXEC);
-  if (fd < 0)
-    return;
-  if (write(fd, EXPOSED_SCORE, strlen(EXPOSED_SCORE)) < 0) {
-    /* Then the larger of us goes, which is hardly the agent. */
-  }
-  close(fd);
-}
-
-/* A process, or -1 and child_failure. A program's child shares our memory until its exec, for
- * speed, with a stack of its own in this frame; not by vfork, whose caller cannot be woken while
- * somebody inside keeps the child stopped. A worker goes on with a copy. */
-static pid_t spawn(const ms_exec *e, const int *stdio, uint64_t tag, char *const *argv,
-                   char *const *envp) {
-  _Alignas(16) char stack[CHILD_STACK];
-  child c = {.exec = e, .stdio = stdio, .tag = tag, .argv = argv, .envp = envp};
-  int report[2];
-  child_failure.error = 0;
-  if (pipe2(report, O_CLOEXEC) < 0) {
-    child_failure.error = errno, child_failure.what = "fork";
-    return -1;
-  }
-  report_fd = report[1];
-  pid_t pid = e->flags & MS_EXEC_WORKER
-                  ? fork()
-                  : clone(child_run, stack + sizeof stack, CLONE_VM | SIGCHLD, &c);
-  if (pid == 0)
-    child_run(&c);
-  if (pid < 0)
-    child_failure.error = errno, child_failure.what = "fork";
-  close(report[1]);
-  if (pid > 0)
-    await_report(report[0], pid);
-  if (exposed && pid > 0 && !child_failure.error)
-    expose(pid);
-  close(report[0]);
-  ASAN_UNPOISON_MEMORY_REGION(stack, sizeof stack); /* the child's frames never return */
-  return pid;                                       /* one that failed is reaped like any other */
-}
 
 /* `count` strings into a NULL-terminated vector. */
 static bool read_vector(ms_reader *body, char **vector, uint32_t count) {
@@ -463,30 +184,24 @@ static uint64_t microseconds_since_1970(void) {
   return (uint64_t)now.tv_sec * 1000000u + (uint64_t)now.tv_nsec / 1000u;
 }
 
-/* Makes a process of it. 0, or a positive errno and what could not be had. */
-static int begin(exec *x, const ms_exec *e, ms_client *c, int *stdio, char *const *argv,
-                 char *const *envp, const char **what) {
+/* Makes a process of it. */
+static ms_failure begin(exec *x, const ms_exec *e, ms_client *c, int *stdio, char *const *argv,
+                        char *const *envp) {
   const bool background = e->flags & MS_EXEC_BACKGROUND;
-  *what = "memory";
   if (!(e->flags & MS_EXEC_WORKER) && !keep_words(x, argv))
-    return ENOMEM;
-  *what = "log";
-  int error = background ? put_log(x, e, c, x->id, stdio) : 0;
-  if (!error) {
-    x->pid = spawn(e, stdio, x->tag, argv, envp);
-    error = child_failure.error;
-    *what = child_failure.what;
-  }
+    return (ms_failure){ENOMEM, "memory"};
+  ms_failure failure = {background ? put_log(x, e, c, x->id, stdio) : 0, "log"};
+  if (!failure.error)
+    failure = ms_spawn(e, stdio, x->tag, argv, envp, &x->pid);
   if (background)
     close_log_pipes(e, stdio);
-  return error;
+  return failure;
 }
 
 void ms_exec_start(ms_client *c, uint32_t id, ms_reader *body, const int *fds, size_t fd_count) {
   ms_exec e = {0};
   char **argv = NULL, **envp = NULL;
   int stdio[3];
-  const char *what;
   read_exec(body, &e);
   exec *x = calloc(1, sizeof *x);
   if (!x || !read_vectors(body, &e, &argv, &envp) || !ms_get_end(body) ||
@@ -506,10 +221,10 @@ void ms_exec_start(ms_client *c, uint32_t id, ms_reader *body, const int *fds, s
               .started_ns = now,
               .deadline_ns = e.timeout_ns ? now + e.timeout_ns : UINT64_MAX,
               .grace_ns = e.grace_ns};
-  int error = begin(x, &e, c, stdio, argv, envp, &what);
+  ms_failure failure = begin(x, &e, c, stdio, argv, envp);
   free(argv);
-  if (error) {
-    refuse(c, id, error, what);
+  if (failure.error) {
+    refuse(c, id, failure.error, failure.what);
     free_exec(x);
     return;
   }
@@ -534,7 +249,7 @@ static void kill_tree(exec *x, uint32_t reason) {
     x->reason = reason;
   x->killing = true;
   x->deadline_ns = UINT64_MAX;
-  signal_tree(x->tag, SIGKILL);
+  ms_signal_tree(x->tag, SIGKILL);
 }
 
 void ms_exec_signal(const ms_client *c, uint32_t id, uint32_t number, uint32_t target,
@@ -545,7 +260,7 @@ void ms_exec_signal(const ms_client *c, uint32_t id, uint32_t number, uint32_t t
   if (number == SIGKILL && target == MS_TARGET_TREE)
     kill_tree(x, reason);
   else if (target == MS_TARGET_TREE)
-    signal_tree(x->tag, (int)number);
+    ms_signal_tree(x->tag, (int)number);
   else if (!x->ended)
     kill(x->pid, (int)number); /* not reaped yet, so still the same process */
 }
@@ -587,7 +302,7 @@ static bool reap(void) {
       pass_stop(&info);
       continue;
     }
-    uint64_t tag = tag_of(info.si_pid); /* before the zombie is gone */
+    uint64_t tag = ms_tag_of(info.si_pid); /* before the zombie is gone */
     int status;
     struct rusage usage;
     if (wait4(info.si_pid, &status, 0, &usage) < 0)
@@ -614,7 +329,7 @@ static void fire_timeout(exec *x) {
   }
   x->reason = MS_REASON_TIMEOUT;
   x->deadline_ns += x->grace_ns;
-  signal_tree(x->tag, SIGTERM);
+  ms_signal_tree(x->tag, SIGTERM);
 }
 
 /* True when nothing is left of it. Kills what is. */
@@ -622,7 +337,7 @@ static bool is_over(exec *x, bool children_left) {
   if (!x->ended)
     return false;
   return (x->flags & MS_EXEC_LEAVE && !x->killing) || !children_left ||
-         signal_tree(x->tag, SIGKILL) == 0;
+         ms_signal_tree(x->tag, SIGKILL) == 0;
 }
 
 /* Lets go of what is known of programs that were over long ago, or have much to remember. */
@@ -677,7 +392,7 @@ void ms_exec_step(void) {
     if (x->deadline_ns <= now && !x->ended)
       fire_timeout(x);
     else if (x->killing && !x->ended)
-      signal_tree(x->tag, SIGKILL);
+      ms_signal_tree(x->tag, SIGKILL);
   }
   bool children_left = reap();
   for (exec **at = &execs; *at;) {

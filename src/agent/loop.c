@@ -3,6 +3,7 @@
 #include "clients.h"
 #include "life.h"
 #include "log.h"
+#include "tags.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -139,7 +140,7 @@ _Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret, ms_mes
   sigemptyset(&chld);
   sigaddset(&chld, SIGCHLD);
   int signals = signalfd(-1, &chld, SFD_CLOEXEC | SFD_NONBLOCK);
-  ms_exec_init(secret);
+  ms_tags_init(secret);
   ms_life_init(host_pidfd);
   if (signals < 0 || shut_standard_files() < 0 || ms_clients_init(socket) < 0)
     _exit(1);

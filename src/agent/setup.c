@@ -6,6 +6,7 @@
 #include "mounts.h"
 #include "root.h"
 #include "setid.h"
+#include "spawn.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -196,7 +197,7 @@ static int enter_groups(ms_message *message, bool apart, uint32_t *flags) {
   if (*flags & MS_JOIN_MEMORY) {
     /* Where root set the value it cannot be lowered; then programs alone make the difference. */
     ms_write_text("/proc/self/oom_score_adj", "0", 0);
-    ms_exec_expose();
+    ms_spawn_expose();
   }
   return 0;
 }
