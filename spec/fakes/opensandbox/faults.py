@@ -245,11 +245,11 @@ class Frames:
 
     def spoil(self, opcode, data):
         send, how = self.outlet.connection.send, self.fault.get("how", "drop")
-        if how == "fragment":
+        if how == "fragment" and opcode < CLOSE: # the others never are
             for place in range(len(data)):
                 send(frame(0 if place else opcode, data[place:place + 1], place + 1 == len(data)))
                 send(frame(PING, b"between"))
-        elif how == "ping":
+        elif how in ("fragment", "ping"):
             send(frame(PING, b"x") + frame(opcode, data))
         elif how == "mask":
             send(frame(opcode, data, mask=b"\x01\x02\x03\x04"))

@@ -366,11 +366,16 @@ class Relay:
                 give(data)
             if both_ways and client.buffer:
                 data, client.buffer = client.buffer, b""
-                backend.sock.sendall(data)
+                try:
+                    backend.sock.sendall(data)
+                except OSError:
+                    pass # it has hung up; its last words may still be on their way
             ready = select.select([backend.sock, client.sock], [], [])[0]
             if backend.sock in ready and not backend.fill():
                 if length is None and tail != LAST_CHUNK:
                     client.closing = True # it died in the middle of its answer
+                if both_ways:
+                    client.hang_up()
                 return sent
             if client.sock not in ready:
                 continue

@@ -24,6 +24,7 @@ REASONS = {
 }
 HEAD_LIMIT = 1 << 20
 PIECE = 1 << 18
+LINGER = 3
 UNBUFFERED = 2048 # Go tells no length of an answer that is longer
 
 
@@ -116,6 +117,17 @@ class Connection:
         except OSError as error:
             self.closing = True
             raise Broken(str(error)) from error
+
+    def hang_up(self):
+        """Says no more, and takes what the other end still says: to close with something unread is
+        to reset, and takes back what is on its way."""
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+            self.sock.settimeout(LINGER)
+            while self.sock.recv(PIECE):
+                pass
+        except OSError:
+            pass
 
     def gone(self):
         """Has the other end left? Looks, without reading."""

@@ -6,11 +6,10 @@ import socket
 import struct
 import threading
 
-from http11 import Broken, head
+from http11 import LINGER, Broken, head
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 LIMIT = 1 << 24
-LINGER = 3
 
 
 def frame(opcode, data, final=True, mask=None):
