@@ -543,7 +543,7 @@ describe("moonsand in nginx", function()
 
     it("an idle worker leaves at once", function()
       server:run [[moonsand.with({}, function(box) box:exec("true") end)]]
-      assert.is_true(ends "QUIT" < 2)
+      assert.is_true(ends "QUIT" < 5)
     end)
 
     it("QUIT lets programs end, and new ones start", function()
@@ -553,7 +553,7 @@ describe("moonsand in nginx", function()
           .. tostring(ngx.worker.exiting())
       end)]]
       support.native().pause(0.3)
-      assert.is_true(ends "QUIT" < 4)
+      assert.is_true(ends "QUIT" < 8)
       assert.equal("first\nsecond\ntrue\n", (pending()))
     end)
 
