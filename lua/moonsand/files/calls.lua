@@ -20,6 +20,7 @@
 
 local core = require "moonsand.core"
 local errors = require "moonsand.errors"
+local feed = require "moonsand.files.feed"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
 local signals = require "moonsand.signals"
@@ -223,21 +224,11 @@ end
 --- Gives it input. A worker that does not want more is no failure: its records say why.
 ---@return boolean? taken, string? message, string? code, table? detail
 function Worker:write(data)
-  local stdin, from = self.program.stdin, 1
-  while from <= #data do
-    local count, why = stdin:write(data, from)
-    if count then
-      from = from + count
-    elseif why ~= "again" then
-      return false
-    else
-      local message, code, detail = loop.wait(self.limits, stdin)
-      if message then
-        return failed(self, code, message, detail)
-      end
-    end
+  local taken, message, code, detail = feed(self.program.stdin, data, self.limits)
+  if taken == nil then
+    return failed(self, code, message, detail)
   end
-  return true
+  return taken
 end
 
 --- No more input.

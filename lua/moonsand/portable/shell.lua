@@ -1,9 +1,10 @@
 --- Runs a small POSIX script inside a sandbox, for what its provider cannot do. Names go in as
 --- arguments, data as stdin: nothing is ever put into the text of a script.
 
-local errors = require "moonsand.errors"
-local loop = require "moonsand.loop"
 local environment = require "moonsand.environment"
+local errors = require "moonsand.errors"
+local feed = require "moonsand.files.feed"
+local loop = require "moonsand.loop"
 local options = require "moonsand.options"
 local signals = require "moonsand.signals"
 
@@ -183,22 +184,12 @@ end
 --- Gives it input; false when it wants no more.
 ---@return boolean? taken, string? message, string? code, table? detail
 function Script:write(data)
-  local stdin, from = self.program.stdin, 1
-  while from <= #data do
-    local count, why = stdin:write(data, from)
-    if count then
-      from = from + count
-    elseif why ~= "again" then
-      return false
-    else
-      local message, code, detail = loop.wait(self.limits, stdin)
-      if message then
-        self:kill()
-        return fail(self, code, message, detail)
-      end
-    end
+  local taken, message, code, detail = feed(self.program.stdin, data, self.limits)
+  if taken == nil then
+    self:kill()
+    return fail(self, code, message, detail)
   end
-  return true
+  return taken
 end
 
 --- No more input.

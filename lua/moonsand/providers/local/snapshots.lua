@@ -209,9 +209,8 @@ end
 
 -- ---------------------------------------------------------------- finding them
 
---- One, open: what is known of it, its file and name with it. Close the file.
----@return table? about, string? message, string? code, table? detail
-function M.find(name)
+--- Where one of this name would be.
+local function locate(name)
   local ok, message, code, detail = check_name(name)
   local directory
   if ok then
@@ -220,11 +219,24 @@ function M.find(name)
   if not directory then
     return nil, message, code, detail
   end
-  local path = path_of(directory, name)
+  return path_of(directory, name)
+end
+
+local function not_there(name, path)
+  return errors.fail("not_found", ("there is no snapshot %s"):format(options.quote(name)),
+    { path = path })
+end
+
+--- One, open: what is known of it, its file and name with it. Close the file.
+---@return table? about, string? message, string? code, table? detail
+function M.find(name)
+  local path, message, code, detail = locate(name)
+  if not path then
+    return nil, message, code, detail
+  end
   local file, errno = core.host_file(path)
   if not file and errno == core.errno.ENOENT then
-    return errors.fail("not_found", ("there is no snapshot %s"):format(options.quote(name)),
-      { path = path })
+    return not_there(name, path)
   elseif not file then
     return fail_errno(errno, ("the snapshot %s"):format(options.quote(name)), path)
   end
@@ -268,21 +280,15 @@ end
 --- Takes one away. Sandboxes that are being made from it are made.
 ---@return true|nil ok, string? message, string? code, table? detail
 function M.delete(name)
-  local ok, message, code, detail = check_name(name)
-  local directory
-  if ok then
-    directory, message, code, detail = M.directory()
-  end
-  if not directory then
+  local path, message, code, detail = locate(name)
+  if not path then
     return nil, message, code, detail
   end
-  local path = path_of(directory, name)
   local removed, errno = core.remove(path)
   if removed then
     return true
   elseif errno == core.errno.ENOENT then
-    return errors.fail("not_found", ("there is no snapshot %s"):format(options.quote(name)),
-      { path = path })
+    return not_there(name, path)
   end
   return fail_errno(errno, ("delete the snapshot %s"):format(options.quote(name)), path)
 end

@@ -145,6 +145,43 @@ function M.run(client, path, body, opts)
   return run
 end
 
+---@class moonsand.opensandbox.SessionRun
+---@field exit_code integer
+---@field lines string[] what it wrote, both streams, without line ends
+
+--- A run in a shell that lives on after it.
+---@param driver moonsand.opensandbox.Driver
+---@param id string of the shell's session
+---@param on_line? fun(line: string)
+---@param limits? moonsand.Limits its token ends the run
+---@return moonsand.opensandbox.SessionRun? run, string? message, string? code, table? detail
+function M.run_in_shell(driver, id, path, body, on_line, limits)
+  local written = {}
+  local run, message, code, detail = M.run(driver.execd, path, body, {
+    cancel = limits and limits.token,
+    patient = function()
+      return driver.paused
+    end,
+    on_event = function(event)
+      if (event.type == "stdout" or event.type == "stderr") and type(event.text) == "string" then
+        written[#written + 1] = event.text
+        if on_line then
+          on_line(event.text)
+        end
+      end
+    end,
+  })
+  if not run then
+    return nil, driver:blame(message, code, detail)
+  end
+  local exit_code = run.failure and tonumber(run.failure.evalue) or not run.failure and 0
+  if not exit_code or exit_code < 0 then
+    return errors.fail("lost", "the session's shell ended: " .. tostring(run.failure.evalue),
+      { id = id, started = true })
+  end
+  return { exit_code = math.floor(exit_code), lines = written }
+end
+
 --- Whether a text can travel in JSON as it is.
 ---@return boolean
 function M.is_text(text)

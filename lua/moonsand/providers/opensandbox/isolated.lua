@@ -49,28 +49,8 @@ function Isolated:run(code, opts, limits)
   if self.closed then
     return errors.fail("closed", "the session was closed", { started = false })
   end
-  local lines = {}
-  local run, message, failure, detail =
-    events.run(self.driver.execd, path_of(self, "/run"), body_of(code, opts), {
-      cancel = limits and limits.token,
-      on_event = function(event)
-        if (event.type == "stdout" or event.type == "stderr") and type(event.text) == "string" then
-          lines[#lines + 1] = event.text
-          if opts.on_line then
-            opts.on_line(event.text)
-          end
-        end
-      end,
-    })
-  if not run then
-    return nil, self.driver:blame(message, failure, detail)
-  end
-  local exit_code = run.failure and tonumber(run.failure.evalue) or not run.failure and 0
-  if not exit_code or exit_code < 0 then
-    return errors.fail("lost", "the session's shell ended: " .. tostring(run.failure.evalue),
-      { id = self.id, started = true })
-  end
-  return { exit_code = math.floor(exit_code), lines = lines }
+  return events.run_in_shell(self.driver, self.id, path_of(self, "/run"), body_of(code, opts),
+    opts.on_line, limits)
 end
 
 --- Starts code that nobody waits for: the id of the run.

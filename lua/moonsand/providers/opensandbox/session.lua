@@ -17,10 +17,6 @@ local Session = {}
 Session.__index = Session
 Session.__name = "moonsand.opensandbox.Session"
 
----@class moonsand.opensandbox.SessionRun
----@field exit_code integer
----@field lines string[] what it wrote, both streams, without line ends
-
 --- Runs a command in it.
 ---@param command string
 ---@param opts? { cwd?: string, timeout?: number, on_line?: fun(line: string) }
@@ -31,34 +27,10 @@ function Session:run(command, opts, limits)
   if self.closed then
     return errors.fail("closed", "the session was closed", { started = false })
   end
-  local lines = {}
-  local run, message, code, detail = events.run(self.driver.execd,
-    ("/session/%s/run"):format(http.escape(self.id)), {
-      command = command, cwd = opts.cwd,
-      timeout = opts.timeout and math.max(1, math.ceil(opts.timeout * 1000)) or nil,
-    }, {
-      cancel = limits and limits.token,
-      patient = function()
-        return self.driver.paused
-      end,
-      on_event = function(event)
-        if (event.type == "stdout" or event.type == "stderr") and type(event.text) == "string" then
-          lines[#lines + 1] = event.text
-          if opts.on_line then
-            opts.on_line(event.text)
-          end
-        end
-      end,
-    })
-  if not run then
-    return nil, self.driver:blame(message, code, detail)
-  end
-  local exit_code = run.failure and tonumber(run.failure.evalue) or 0
-  if run.failure and exit_code < 0 or run.failure and not tonumber(run.failure.evalue) then
-    return errors.fail("lost", "the session's shell ended: " .. tostring(run.failure.evalue),
-      { id = self.id, started = true })
-  end
-  return { exit_code = math.floor(exit_code), lines = lines }
+  return events.run_in_shell(self.driver, self.id, ("/session/%s/run"):format(http.escape(self.id)), {
+    command = command, cwd = opts.cwd,
+    timeout = opts.timeout and math.max(1, math.ceil(opts.timeout * 1000)) or nil,
+  }, opts.on_line, limits)
 end
 
 ---@return boolean
