@@ -451,9 +451,9 @@ describe("moonsand (the command-line tool)", function()
       local out = cli "create --lifetime 1h --json other"
       assert.matches('"name":"other"', out, 1, true)
       out = cli "ls"
-      assert.matches("^NAME +ID +STATE +AGE +ENDS\n", out)
-      assert.matches("\ndev +ms%-%x+ +running +%d+s +60m alone\n", out)
-      assert.matches("\nother +ms%-%x+ +running +%d+s +in %d+m\n", out)
+      assert.matches("^NAME +STATE +AGE +ENDS +ID\n", out)
+      assert.matches("\ndev +running +%d+s +60m alone +ms%-%x+\n", out)
+      assert.matches("\nother +running +%d+s +in %d+m +ms%-%x+\n", out)
       assert.same({ "dev", "other" }, { (cli "ls -q"):match "(%w+)\n(%w+)\n" })
       assert.matches('"idle_timeout":3600', (cli "ls --json"), 1, true)
       assert.matches("^ms%-%x+\n$", (cli "create")) -- without a name

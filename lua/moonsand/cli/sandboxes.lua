@@ -92,10 +92,10 @@ function M.ls(line)
     end
     return 0
   end
-  local now, rows = os.time(), { { "NAME", "ID", "STATE", "AGE", "ENDS" } }
+  local now, rows = os.time(), { { "NAME", "STATE", "AGE", "ENDS", "ID" } }
   for _, row in ipairs(list) do
-    rows[#rows + 1] = { row.name or "-", row.id, row.state,
-      row.created_at and duration(now - row.created_at) or "-", when(row, now) }
+    rows[#rows + 1] = { row.name or "-", row.state,
+      row.created_at and duration(now - row.created_at) or "-", when(row, now), row.id }
   end
   terminal.print_table(rows)
   return 0
