@@ -316,7 +316,7 @@ describe("bwrap:", function()
       assert.is_true(box:destroy())
       local left = support.process(pid)
       assert.is_true(left == nil or left.state == "Z")
-      support.eventually(5, "bwrap stays", function()
+      support.eventually(20, "bwrap stays", function()
         return support.process(parent) == nil
       end)
     end)
@@ -324,7 +324,7 @@ describe("bwrap:", function()
     it("is noticed to be gone when it is killed from outside", function()
       local box = moonsand.assert(moonsand.create { isolation = "bwrap" })
       native.kill(box:info().pid, 9)
-      support.eventually(5, "it is not noticed", function()
+      support.eventually(20, "it is not noticed", function()
         loop.step(0)
         return box.core.driver:state() == "gone"
       end)
@@ -341,7 +341,7 @@ describe("bwrap:", function()
         io.stdout:flush()
         support.native().kill(support.native().getpid(), 9)]]
       local pid, parent = text:match "(%d+) (%d+)"
-      support.eventually(5, "it lives on: " .. text, function()
+      support.eventually(20, "it lives on: " .. text, function()
         return support.process(pid) == nil and support.process(parent) == nil
       end)
     end)
@@ -390,7 +390,7 @@ describe("bwrap:", function()
           require "moonsand".create { isolation = "bwrap", hostname = %q, timeout = %f }]]):format(mark,
             i % 2 == 0 and 10 or i / 2000))
         support.run(i % 2 == 0 and ("timeout -s KILL 0.%03d %s"):format(i * 2, command) or command)
-        support.eventually(5, "a bwrap lives on", function()
+        support.eventually(20, "a bwrap lives on", function()
           return not support.run("grep -slz " .. mark:gsub("early", "[e]arly") .. " /proc/[0-9]*/cmdline"):find "%d"
         end)
       end

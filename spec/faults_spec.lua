@@ -29,7 +29,7 @@ local function end_zygotes()
   for _, zygote in ipairs(zygotes()) do
     native.kill(zygote.pid, KILL)
   end
-  support.eventually(5, "the zygote does not end", function()
+  support.eventually(20, "the zygote does not end", function()
     loop.step(0)
     return #zygotes() == 0
   end)
@@ -828,7 +828,7 @@ describe("faults:", function()
       native.wait(child)
       assert(box:exec("echo parent").stdout == "parent\n")
       local agent, zygote = support.agent(box)
-      support.eventually(5, "something of the child's is left", function()
+      support.eventually(20, "something of the child's is left", function()
         for _, process in ipairs(support.descendants(native.getpid())) do
           if process.state == "Z" then
             native.wait(process.pid)

@@ -1175,7 +1175,7 @@ guarded("moonsand.files", function()
       end
       support.run("rm -rf " .. support.directory() .. "/late")
       -- What was started inside has ended, too.
-      support.eventually(5, "workers are left", function()
+      support.eventually(20, "workers are left", function()
         return sh "ls /proc | grep -c '^[0-9]'":match "%d+" + 0 <= 6
       end)
       assert.equal("here", assert(files:write("f", "here")) and files:read "f")
@@ -1202,7 +1202,7 @@ guarded("moonsand.files", function()
         t:cancel()
         pcall(t.wait, t)
       end)
-      support.eventually(5, "the worker is left", function()
+      support.eventually(20, "the worker is left", function()
         return sh "ls /proc | grep -c '^[0-9]'":match "%d+" + 0 <= 6
       end)
     end)

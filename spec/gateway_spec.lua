@@ -37,7 +37,7 @@ end
 
 local function stop(server)
   server:stop()
-  support.eventually(5, "run.sh is there still", function()
+  support.eventually(20, "run.sh is there still", function()
     return not support.alive(server.runner)
   end)
   local left = support.native().list(server.dir)
@@ -109,7 +109,7 @@ end
 
 --- Waits for a line that has this text, behind those that were waited for before.
 function Page:expect(text, within)
-  return support.eventually(within or 5, "there came no " .. text, function()
+  return support.eventually(within or 20, "there came no " .. text, function()
     local list = self:lines()
     for i = self.seen + 1, #list do
       if list[i]:find(text, 1, true) then
@@ -490,7 +490,7 @@ describe("the gateway", function()
       page:expect "on"
       local old = server:workers()
       server:signal "HUP"
-      support.eventually(5, "there are no new workers", function()
+      support.eventually(20, "there are no new workers", function()
         local now = server:workers()
         return #now == 2 and now[1] ~= old[1] and now[1] ~= old[2]
       end)
@@ -498,7 +498,7 @@ describe("the gateway", function()
       page:expect "still here"
       assert.is_true(page:ending().ok)
       for _, pid in ipairs(old) do
-        support.eventually(5, "an old worker is there still", function()
+        support.eventually(20, "an old worker is there still", function()
           return not support.process(pid)
         end)
       end
@@ -523,7 +523,7 @@ describe("the gateway", function()
       first()
       second()
       await_sleepers("7307", 0)
-      assert.equal("1\n", support.eventually(5, "it refuses still", function()
+      assert.equal("1\n", support.eventually(20, "it refuses still", function()
         return ask(server, { language = "bash", code = "echo 1" }).stdout
       end))
     end)

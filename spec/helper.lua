@@ -86,7 +86,7 @@ end
 
 --- Waits until a host has no more than it had, and fails when that does not come.
 function M.assert_no_more(before)
-  support.eventually(5, "something was left", function()
+  support.eventually(20, "something was left", function()
     M.settle()
     local now = M.holdings()
     if now.fds > before.fds then

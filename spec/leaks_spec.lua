@@ -39,7 +39,7 @@ describe("leaks:", function()
     local zygote_rss, zygote_fds = support.rss(zygote), support.fds(zygote)
     some(500)
     helper.assert_no_more(before)
-    support.eventually(5, "zombies are left", function()
+    support.eventually(20, "zombies are left", function()
       return zombies() == 0, zombies()
     end)
     assert_grew_less(native.getpid(), rss, 2 * MIB)
@@ -85,7 +85,7 @@ describe("leaks:", function()
         box:start("echo dropped") -- nobody looks at it
         box:exec("yes", { max_output = 1000, on_limit = "kill", timeout = 5 })
       end
-      support.eventually(5, "programs are left", function()
+      support.eventually(20, "programs are left", function()
         loop.step(0)
         return #support.descendants(agent) == 0
       end)
@@ -114,7 +114,7 @@ describe("leaks:", function()
     end
     make()
     helper.assert_no_more(before)
-    support.eventually(5, "a sandbox lives on", function()
+    support.eventually(20, "a sandbox lives on", function()
       for _, agent in ipairs(agents) do
         if support.alive(agent) then
           return nil, agent.pid
@@ -162,7 +162,7 @@ describe("leaks:", function()
       assert.equal("made", text, why)
     end
     helper.assert_no_more(before)
-    support.eventually(5, "zombies are left", function()
+    support.eventually(20, "zombies are left", function()
       return zombies() == 0
     end)
   end)

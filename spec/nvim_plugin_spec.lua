@@ -323,7 +323,7 @@ describe("the Neovim plugin", function()
         end)
         say "runs"]])
       assert.equal("runs\n", output)
-      support.eventually(5, "it still runs", function()
+      support.eventually(20, "it still runs", function()
         local left = support.run("grep -las " .. name .. " /proc/[0-9]*/cmdline | grep -v self")
         for pid in left:gmatch "/proc/(%d+)/" do
           if (support.read("/proc/" .. pid .. "/cmdline") or ""):sub(1, #name) == name then

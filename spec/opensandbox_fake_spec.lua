@@ -371,7 +371,7 @@ BOUNDARY--]], (upload:gsub("%s+$", "")))
       assert.same({ "init", "RUNTIME_ERROR:error running codes session is busy" },
         short(code("1", context)))
       assert.equal(200, call("DELETE", "/code?id=" .. context.id).status)
-      support.eventually(5, "the context stayed busy", function()
+      support.eventually(20, "the context stayed busy", function()
         return short(code("6*7", context))[4] == "result:42"
       end)
     end)
@@ -408,14 +408,14 @@ BOUNDARY--]], (upload:gsub("%s+$", "")))
       support.eventually(10, "it did not end", function()
         return server("GET", "/v1/sandboxes/" .. made.id) == 404
       end)
-      support.eventually(5, "its files stayed", function()
+      support.eventually(20, "its files stayed", function()
         return not support.exists(made.root)
       end)
     end)
 
     it("as long as its entry point runs", function()
       local made = create { entrypoint = { "sh", "-c", "sleep 1; exit 3" } }
-      support.eventually(5, "it did not fail", function()
+      support.eventually(20, "it did not fail", function()
         local _, value = server("GET", "/v1/sandboxes/" .. made.id)
         return value.status.state == "Failed"
       end)
@@ -577,7 +577,7 @@ BOUNDARY--]], (upload:gsub("%s+$", "")))
     it("a request that is carried out, though nobody hears of it", function()
       fault({ path = "^/command$" }, { fault = "lose" })
       assert.is_nil(run("echo here >/tmp/lost; sleep 0.1").status)
-      support.eventually(5, "it was not run", function()
+      support.eventually(20, "it was not run", function()
         return support.read(box.root .. "/tmp/lost") == "here\n"
       end)
     end)

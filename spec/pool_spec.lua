@@ -38,7 +38,7 @@ end
 
 --- Drives the loop until fn gives something true.
 local function until_true(what, fn)
-  support.eventually(5, what, function()
+  support.eventually(20, what, function()
     loop.step(0.001)
     return fn()
   end)
@@ -238,7 +238,7 @@ describe("moonsand.pool", function()
       local pid = support.agent(first)
       local process = support.process(pid)
       support.run("kill -KILL " .. pid)
-      support.eventually(5, "its end", function()
+      support.eventually(20, "its end", function()
         return not support.alive(process)
       end)
       local box = assert(pool:acquire(0))

@@ -81,15 +81,15 @@ describe("processes of a local sandbox", function()
       local stopped = start "echo up; kill -STOP $$"
       local busy = start "echo up; while :; do :; done"
       local parent = start { "sh", "-c", "sleep 0.3 & echo up; exec sleep 100" }
-      support.eventually(5, "not stopped", function()
+      support.eventually(20, "not stopped", function()
         return row_of(stopped.pid).state == "stopped"
       end)
-      support.eventually(5, "no zombie", function()
+      support.eventually(20, "no zombie", function()
         return box:ps(function(row)
           return row.state == "zombie" and row.ppid == parent.pid
         end)[1]
       end)
-      support.eventually(5, "not running", function()
+      support.eventually(20, "not running", function()
         return row_of(busy.pid).state == "running"
       end)
       for _, p in ipairs { stopped, busy, parent } do
@@ -208,7 +208,7 @@ input()
         sh -c 'sleep 100 & setsid sleep 101 & sh -c "sleep 102 & wait" & wait' &
         echo up; wait
       ]]
-      support.eventually(5, "not all are there", function()
+      support.eventually(20, "not all are there", function()
         local sleeping = 0
         for _, process in ipairs(outside()) do
           sleeping = sleeping + (process.name == "sleep" and 1 or 0)
@@ -216,7 +216,7 @@ input()
         return sleeping == 4
       end)
       assert.is_true(box:kill(p.pid, { tree = true, signal = "KILL", grace = 5 }))
-      support.eventually(5, "some are left", function()
+      support.eventually(20, "some are left", function()
         return #outside() == 1
       end)
       assert.is_true(other:is_running())
@@ -233,7 +233,7 @@ input()
       ]], { leave = true }) -- otherwise the child ends with its parent
       assert.is_true(box:kill(p.pid, { tree = true, grace = 10 }))
       p:wait(5)
-      support.eventually(5, "not both", function()
+      support.eventually(20, "not both", function()
         local text = box.files:read "/tmp/log" or ""
         return text:find "parent" and text:find "child"
       end)

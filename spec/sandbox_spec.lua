@@ -453,7 +453,7 @@ describe("moonsand.sandbox", function()
         assert.is_true(#inside >= 1)
         box:close()
         box:close()
-        support.eventually(5, "something lives on", function()
+        support.eventually(20, "something lives on", function()
           for _, process in ipairs(inside) do
             if support.alive(process) then
               return false
@@ -526,7 +526,7 @@ describe("moonsand.sandbox", function()
           assert.is_true(support.alive(agent)) -- the view holds it
           assert.equal("x\n", moonsand.assert(view:exec "echo x").stdout)
         end
-        support.eventually(5, "the sandbox lives on", function()
+        support.eventually(20, "the sandbox lives on", function()
           helper.settle()
           return not support.alive(agent)
         end)

@@ -63,7 +63,7 @@ describe("moonsand.terminal", function()
 
   --- All terminals are gone but that of who looks.
   local function assert_one_left()
-    support.eventually(5, "there are others", function()
+    support.eventually(20, "there are others", function()
       local names = exec "ls -1 /dev/pts"
       return names:find "^%d+\r\nptmx\r\n$", names
     end)
@@ -78,7 +78,7 @@ describe("moonsand.terminal", function()
   end
 
   local function all_ended()
-    support.eventually(5, "something runs on", function()
+    support.eventually(20, "something runs on", function()
       return #running() == 0, table.concat(running(), " ")
     end)
   end
@@ -232,7 +232,7 @@ describe("moonsand.terminal", function()
       moonsand.assert(p.stdin:write "\n")
       assert.is_true(moonsand.assert(p:wait(5)).ok)
       -- The shell was the session's leader: the kernel tells its foreground group.
-      support.eventually(5, "no HUP", function()
+      support.eventually(20, "no HUP", function()
         return (box.files:read "/tmp/log") == "hup\n"
       end)
       all_ended()
@@ -436,13 +436,13 @@ describe("moonsand.terminal", function()
       end
       read_until(p, "<0> ")
       type("sleep 100\n", "sleep 100\r\n")
-      support.eventually(5, "no sleep", function()
+      support.eventually(20, "no sleep", function()
         return table.concat(running(), " "):find "sleep"
       end)
       type("\26", "<148> ") -- ^Z
       assert.truthy(type("jobs\n", "<0> "):find "Stopped%s+sleep 100")
       type("fg\n", "sleep 100\r\n")
-      support.eventually(5, "it does not go on", function() -- it has the terminal before it does
+      support.eventually(20, "it does not go on", function() -- it has the terminal before it does
         return moonsand.assert(box:ps "sleep 100")[1].state ~= "stopped"
       end)
       type("\3", "<130> ") -- ^C
@@ -596,7 +596,7 @@ describe("moonsand.terminal", function()
       assert.equal(128, #all)
       fails("no_space", nil, message, code, detail)
       all[1]:close()
-      support.eventually(5, "it is not given back", function()
+      support.eventually(20, "it is not given back", function()
         loop.step(0)
         local p = box:start("true", { pty = true })
         return p and p:wait(5).ok

@@ -379,7 +379,7 @@ describe("moonsand.wire.http", function()
 
     it("ends the transfer itself, also when nobody waits", function()
       local r = assert(http.request { url = server.raw(OK .. "\r\nx", { ["end"] = "hold" }), timeout = 0.2 })
-      support.eventually(5, "it went on", function()
+      support.eventually(20, "it went on", function()
         moonsand.loop.step(0.01)
         return r.transfer:over()
       end)

@@ -296,7 +296,7 @@ describe("moonsand in nginx", function()
     it("no tasks there: they run in a timer", function()
       for _, phase in ipairs { "init_worker", "set", "header_filter", "body_filter", "log",
         "balancer" } do
-        support.eventually(5, "a task of " .. phase, function()
+        support.eventually(20, "a task of " .. phase, function()
           return server:run(("return notes:get 'task of:%s'"):format(phase)) == "timer\n"
         end)
       end
@@ -399,7 +399,7 @@ describe("moonsand in nginx", function()
         before.threads = nil -- the driver stays for a while
         before.files = before.files + 10
         local pending = server:begin(code, nil, "--max-time 1")
-        support.eventually(5, "it did not start", function()
+        support.eventually(20, "it did not start", function()
           return sleepers "7002" > 0
         end)
         pending()
@@ -509,11 +509,11 @@ describe("moonsand in nginx", function()
       end
       assert.is_true(answered > 10, answered .. " requests only")
       for _, pid in ipairs(old) do
-        support.eventually(5, "an old worker is there still", function()
+        support.eventually(20, "an old worker is there still", function()
           return not support.process(pid)
         end)
       end
-      support.eventually(5, "there are other workers than two", function()
+      support.eventually(20, "there are other workers than two", function()
         return #support.native().list("/proc/" .. server.pid .. "/task") == 1
           and #server:workers() == 2
       end)

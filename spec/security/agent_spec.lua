@@ -52,7 +52,7 @@ describe("the agent", function()
       local r = support.try(box, "protocol", { "signals" })
       assert.equal("all sent\n", r.stdout)
     end
-    support.eventually(5, "the agent does not sleep", function()
+    support.eventually(20, "the agent does not sleep", function()
       return support.status(agent, "State") == "S (sleeping)"
     end)
     for _, field in ipairs { "SigPnd", "ShdPnd" } do

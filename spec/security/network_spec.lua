@@ -398,7 +398,7 @@ describe("the proxy", function()
       local before = server.count
       assert.equal("", say(head .. body .. "EVIL"), body)
       assert.equal("Bad message", last().ended, body)
-      support.eventually(5, "the server saw no head", function()
+      support.eventually(20, "the server saw no head", function()
         loop.step(0)
         return server.count == before + 1 and server.got[server.count] ~= ""
       end)
@@ -463,7 +463,7 @@ describe("the proxy", function()
     assert.is_truthy(s:read("a", 20):find "200")
     proxies.IDLE_TIMEOUT = before
     s:close()
-    support.eventually(5, "no end in the log", function()
+    support.eventually(20, "no end in the log", function()
       loop.step(0)
       return last().ended ~= nil
     end)

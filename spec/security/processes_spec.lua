@@ -24,7 +24,7 @@ describe("processes", function()
 
   --- Nothing but the agent is left in the sandbox.
   local function assert_empty()
-    support.eventually(5, "programs are left", function()
+    support.eventually(20, "programs are left", function()
       local left = support.descendants(agent)
       return #left == 0, #left .. ", " .. tostring(left[1] and left[1].name)
     end)
@@ -121,7 +121,7 @@ describe("processes", function()
   it("that stop their siblings do not stop the engine", function()
     local victim = moonsand.assert(box:start { "sleep", "1000" })
     local p = start "stop"
-    support.eventually(5, "the sibling is not stopped", function()
+    support.eventually(20, "the sibling is not stopped", function()
       for _, process in ipairs(support.descendants(agent)) do
         if process.name == "sleep" and process.state == "T" then
           return true

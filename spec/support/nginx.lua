@@ -152,7 +152,7 @@ end
 
 --- Waits until there are so many of them.
 function M.await_sleepers(seconds, number, within)
-  support.eventually(within or 5, "programs: sleep " .. seconds, function()
+  support.eventually(within or 20, "programs: sleep " .. seconds, function()
     local now = M.sleepers(seconds)
     return now == number, ("%d, not %d"):format(now, number)
   end)
