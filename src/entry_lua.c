@@ -137,7 +137,7 @@ static int core_process(lua_State *L) {
 /* core.usage(body): what all of them use, as a table; nil if it is none. */
 static int core_usage(lua_State *L) {
   ms_reader r = reader_of(L, 1);
-  uint64_t cpu_ns = ms_get_u64(&r);
+  uint64_t at_ns = ms_get_u64(&r), cpu_ns = ms_get_u64(&r);
   lua_Number memory = (lua_Number)ms_get_u64(&r), total = (lua_Number)ms_get_u64(&r);
   lua_Number disk = (lua_Number)ms_get_u64(&r);
   uint32_t processes = ms_get_u32(&r), cpus = ms_get_u32(&r);
@@ -145,7 +145,8 @@ static int core_usage(lua_State *L) {
     lua_pushnil(L);
     return 1;
   }
-  lua_createtable(L, 0, 6);
+  lua_createtable(L, 0, 7);
+  set_seconds(L, "at", at_ns);
   set_seconds(L, "cpu_time", cpu_ns);
   set_integer(L, "processes", processes);
   set_integer(L, "cpus", cpus);

@@ -17,6 +17,8 @@ local KILL = {
 }
 local WATCH = { interval = "number", timeout = "number", cancel = "table" }
 
+--- Seconds in which the kernel counts processor time.
+local TICK = 0.01
 --- How often one that is dying is looked at, and how long after a KILL.
 local LOOK, KILLED = 0.02, 5
 
@@ -234,9 +236,9 @@ local function next_sample(state, opts)
     end
     return nil, message, code, detail
   end
-  local before, at = state.last, loop.now()
-  local elapsed = math.max(at - state.at, 1e-3)
-  state.last, state.at = now, at
+  local before = state.last
+  local elapsed = math.max(now.at - before.at, TICK)
+  state.last = now
   return {
     cpu_percent = math.max(0, 100 * (now.cpu_time - before.cpu_time) / elapsed),
     memory = now.memory,
@@ -269,7 +271,7 @@ function M.monitor(box, pid, opts)
   if not first then
     return nil, message, code, detail
   end
-  local state = { box = box, pid = pid, interval = interval, last = first, at = loop.now(),
+  local state = { box = box, pid = pid, interval = interval, last = first,
     next_at = loop.now() + interval, opts = opts, over = false }
   return streams.iterator(next_sample, state, function()
     state.over = true

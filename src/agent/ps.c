@@ -172,6 +172,7 @@ int ms_ps_usage(ms_writer *reply) {
   if (error || sysinfo(&machine) < 0 || statvfs("/", &disk) < 0)
     return error ? error : -errno;
   bool known = sched_getaffinity(0, sizeof cpus, &cpus) == 0;
+  ms_put_u64(reply, boot_ns());
   ms_put_u64(reply, u.cpu_ns);
   ms_put_u64(reply, u.memory);
   ms_put_u64(reply, (uint64_t)machine.totalram * machine.mem_unit);

@@ -8,8 +8,8 @@
 int ms_ps_sample(uint64_t pid, ms_writer *reply);
 /* MS_CALL_SIGNAL: a signal to a process, or to it and all below it. */
 int ms_ps_signal(uint64_t pid, uint32_t number, bool tree);
-/* MS_CALL_USAGE: u64 CPU time (ns) of all, u64 memory, u64 memory of the machine, u64 bytes on
- * disk, u32 processes, u32 CPUs. */
+/* MS_CALL_USAGE: u64 clock (ns), u64 CPU time (ns) of all, u64 memory, u64 memory of the machine,
+ * u64 bytes on disk, u32 processes, u32 CPUs. */
 int ms_ps_usage(ms_writer *reply);
 
 #endif

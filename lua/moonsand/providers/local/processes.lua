@@ -17,8 +17,8 @@ local STATES = {
 --- The one user that is mapped; whoever owns anything else is nobody here.
 local USERS = { [1000] = environment.base.USER, [65534] = "nobody" }
 
---- What the CPU's share is measured over.
-local INTERVAL = 0.1
+--- What the CPU's share is measured over, and the least of it that the kernel tells.
+local INTERVAL, TICK = 0.1, 0.01
 
 --- What the agent said of a process, as `box:ps` gives it.
 local function row_of(process, now)
@@ -101,6 +101,7 @@ function M.sample(driver, pid, limits)
   if not process then
     return calls.nonsense(what)
   end
+  process.at = process.age -- the agent's own clock: answers may wait for us to run
   return process
 end
 
@@ -113,7 +114,6 @@ local function usage(driver, limits)
   if not now then
     return calls.nonsense "metrics"
   end
-  now.at = loop.now()
   return now
 end
 
@@ -124,7 +124,7 @@ function M.metrics(driver, limits)
   if not first then
     return nil, message, code, detail
   end
-  local over = first.at + INTERVAL
+  local over = loop.now() + INTERVAL
   message, code, detail = loop.wait {
     deadline = math.min(over, limits.deadline or over), token = limits.token, shield = limits.shield,
   }
@@ -139,7 +139,7 @@ function M.metrics(driver, limits)
   local bound = driver.groups and driver.groups.held.memory and driver.held.memory.value
   local total = math.min(now.memory_total, bound or now.memory_total)
   return {
-    cpu_percent = math.max(0, 100 * (now.cpu_time - first.cpu_time) / (now.at - first.at)),
+    cpu_percent = math.max(0, 100 * (now.cpu_time - first.cpu_time) / math.max(now.at - first.at, TICK)),
     cpu_count = now.cpus,
     memory_used = options.integer(now.memory),
     memory_total = options.integer(total),
