@@ -762,4 +762,19 @@ function M.wait(limits, ...)
   return timed_out()
 end
 
+--- Lets everybody else have a turn: for those who move many bytes. Answers nothing, or why the call
+--- must end here.
+---@param limits moonsand.Limits
+---@return string? message, string? code, table? detail
+function M.turn(limits)
+  local now = core.now()
+  local message, code, detail =
+    M.wait { deadline = now, token = limits.token, shield = limits.shield }
+  if code ~= "timeout" then
+    return message, code, detail
+  elseif limits.deadline and limits.deadline <= now then
+    return message, code, detail
+  end
+end
+
 return M

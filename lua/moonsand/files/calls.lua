@@ -87,21 +87,6 @@ function M.opened(body, file, verb, path)
   return errors.fail("invalid", message, { path = path })
 end
 
---- Lets everybody else have a turn: for those who move many bytes. Answers nothing, or why the call
---- must end here.
----@param limits moonsand.Limits
----@return string? message, string? code, table? detail
-function M.turn(limits)
-  local now = loop.now()
-  local message, code, detail =
-    loop.wait { deadline = now, token = limits.token, shield = limits.shield }
-  if code ~= "timeout" then
-    return message, code, detail
-  elseif limits.deadline and limits.deadline <= now then
-    return message, code, detail
-  end
-end
-
 -- ---------------------------------------------------------------- workers
 
 ---@class moonsand.Worker
@@ -159,7 +144,7 @@ function Worker:chunk()
   local stdout = self.program.stdout
   if self.taken >= BURST then
     self.taken = 0
-    local message, code, detail = M.turn(self.limits)
+    local message, code, detail = loop.turn(self.limits)
     if message then
       return failed(self, code, message, detail)
     end

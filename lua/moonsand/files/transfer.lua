@@ -30,7 +30,7 @@ local function meter(progress, total, limits)
     end
     if done - rested >= PIECE then
       rested = done
-      return calls.turn(limits)
+      return loop.turn(limits)
     end
   end
 end

@@ -45,7 +45,7 @@ local function pour(file, data, path, limits)
     end
     from = from + PIECE
     if from <= #data then
-      local message, code, detail = calls.turn(limits)
+      local message, code, detail = loop.turn(limits)
       if message then
         return errors.fail(code, ("write %s: %s"):format(options.quote(path), message), detail)
       end

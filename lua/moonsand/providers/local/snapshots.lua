@@ -6,6 +6,7 @@
 local calls = require "moonsand.files.calls"
 local core = require "moonsand.core"
 local errors = require "moonsand.errors"
+local loop = require "moonsand.loop"
 local options = require "moonsand.options"
 
 local M = {}
@@ -312,7 +313,7 @@ local function send(worker, about, digest)
     elseif not taken then
       return false
     end
-    message, code, detail = calls.turn(worker.limits)
+    message, code, detail = loop.turn(worker.limits)
     if message then
       return nil, message, code, detail
     end
