@@ -2,6 +2,7 @@
 --- a socket, where the end of the body is told from its being cut.
 
 local connect = require "moonsand.wire.connect"
+local core = require "moonsand.core"
 local events = require "moonsand.wire.events"
 local helper = require "helper"
 local http = require "moonsand.wire.http"
@@ -197,6 +198,14 @@ describe("moonsand.wire.events", function()
       seen[i] = object.type or object.code
     end
     assert.same({ "init", "stdout", "end", "RUNTIME_ERROR" }, seen)
+  end)
+
+  it("takes no longer for many blanks than for as many letters", function()
+    local before = core.now()
+    local objects = drain(events.objects(answer('{"a":' .. (" "):rep(65536) .. "1}\n" .. (" "):rep(65536)
+      .. "\n \t{} \t\n")))
+    assert.same({ { a = 1 }, {} }, objects)
+    assert.is_true(core.now() - before < 2, core.now() - before)
   end)
 
   it("tells a body that was cut from one that ended", function()

@@ -662,10 +662,34 @@ describe("moonsand.wire.http", function()
       assert.is_true(math.abs(http.retry_after(date) - 100) <= 1)
       assert.is_nil(http.retry_after "soon")
       assert.is_nil(http.retry_after(nil))
+      assert.is_nil(http.retry_after "1.2.3")
+      local before = core.now()
+      assert.is_nil(http.retry_after(("1"):rep(65536) .. "x"))
+      assert.is_nil(http.retry_after("1" .. (" "):rep(65536) .. "x"))
+      assert.is_true(core.now() - before < 1)
     end)
   end)
 
   -- ---------------------------------------------------------------- care
+
+  it("tells a refusal in a line, whatever its body is", function()
+    local blanks = (" "):rep(60000)
+    local before = core.now()
+    for body, expected in pairs {
+      ["no" .. blanks .. "!"] = "no", [blanks .. "no\r\n \n" .. blanks] = "no",
+      [blanks] = "", ["a \r\n b\1"] = "a; b?", [("\n"):rep(60000) .. "a"] = "a",
+      ['{"detail":[{"loc":["body",2,{"a":1},true],"msg":"bad"}]}'] = "body.2: bad",
+      ['{"detail":[{"loc":[],"msg":"bad"}]}'] = "bad",
+    } do
+      local response = { status = 400, headers = {}, method = "GET", url = "u", close = function() end,
+        read = function() return body end }
+      local _, message = failure(http.failure(response))
+      assert.equal(1, message:find("GET u: HTTP 400" .. (expected ~= "" and ": " or "") .. expected, 1, true),
+        message:sub(1, 200))
+      assert.is_true(#message < 2100)
+    end
+    assert.is_true(core.now() - before < 2, core.now() - before)
+  end)
 
   it("refuses headers that would be two", function()
     for _, headers in ipairs {

@@ -322,6 +322,24 @@ describe("moonsand.wire.websocket", function()
     assert.equal("not_found", (failure(connect "/nowhere")))
   end)
 
+  it("reads a hostile refusal in a time that grows as it does", function()
+    local blanks, digits = (" "):rep(100000), ("f"):rep(100000)
+    local chunked = "HTTP/1.1 404 X\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for name, data in pairs {
+      ["blanks in a field"] = "HTTP/1.1 404 X\r\nX: a" .. blanks .. "b\r\n\r\n",
+      ["a field of blanks"] = "HTTP/1.1 404 X\r\nX:" .. blanks .. "\r\n\r\n",
+      ["a chunk's size"] = chunked .. digits,
+      ["a chunk's extension"] = chunked .. "1" .. blanks .. "x\r\n",
+      -- As a number of 64 bits it is negative, and leads back to where it was read.
+      ["a chunk before this one"] = chunked .. "ffffffffffffffec\r\n",
+      ["no chunk"] = chunked .. "x\r\n\r\n",
+    } do
+      local before = core.now()
+      assert.equal("not_found", (failure(websocket.connect { url = server.raw(data), timeout = 20 })), name)
+      assert.is_true(core.now() - before < 2, name .. ": " .. core.now() - before)
+    end
+  end)
+
   it("ends in time, and when it is cancelled", function()
     for _, data in ipairs { "", "HTTP/1.1 101 X\r\n" } do
       local before = core.now()

@@ -114,7 +114,7 @@ end
 
 --- A line in either framing: bare JSON, or the data of an event.
 local function object_of(line)
-  local text = line:match "^%s*(.-)%s*$"
+  local text = line:match "^%s*(.*)$":match "^.*%S" or "" -- "(.-)%s*$" costs the square of blanks
   if text == "" or text:find "^:" or text:find "^event:" or text:find "^id:" or text:find "^retry:" then
     return nil
   end

@@ -52,7 +52,7 @@ end
 ---@param value? string
 ---@return number? seconds never negative
 function M.retry_after(value)
-  local seconds = value and tonumber(value:match "^%s*(%d+%.?%d*)%s*$")
+  local seconds = value and tonumber(value:match "^%s*(%d[%d.]*)%s*$")
   if seconds or not value then
     return seconds
   end
@@ -72,8 +72,11 @@ local function complaint(detail)
   if type(first) ~= "table" or type(first.msg) ~= "string" then
     return nil
   end
-  local where = type(first.loc) == "table" and table.concat(first.loc, ".") or ""
-  return where == "" and first.msg or where .. ": " .. first.msg
+  local where = {}
+  for _, step in ipairs(type(first.loc) == "table" and first.loc or {}) do
+    where[#where + 1] = (type(step) == "string" or type(step) == "number") and step or nil
+  end
+  return where[1] and table.concat(where, ".") .. ": " .. first.msg or first.msg
 end
 
 local function text(value)
@@ -98,8 +101,9 @@ local function one_line(message)
   if not message or message:find "^%s*<" then
     return nil
   end
-  message = message:gsub("^%s+", ""):gsub("%s+$", ""):gsub("%s*[\r\n]+%s*", "; ")
-    :gsub("[%c\127]", "?")
+  -- Cut first: the square of many blanks is what these patterns cost.
+  message = message:gsub("^%s+", ""):sub(1, MAX_MESSAGE):gsub("%s+$", "")
+    :gsub("%s*[\r\n]+%s*", "; "):gsub("[%c\127]", "?")
   return message ~= "" and message:sub(1, MAX_MESSAGE) or nil
 end
 

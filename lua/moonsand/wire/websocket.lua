@@ -15,6 +15,7 @@ local M = {}
 
 local MAX_MESSAGE = 16 * 1024 * 1024
 local REFUSAL_TIME = 5 -- seconds for the body of a refusal
+local MAX_SIZE_DIGITS = 8 -- of a chunk
 local MAGIC = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 ---@class moonsand.websocket.Options: moonsand.http.Options
@@ -95,8 +96,8 @@ end
 local function parse_head(head)
   local status = head:match "^HTTP/1%.[01] (%d%d%d)[ \r\n]"
   local headers = {}
-  for name, value in head:gmatch "\n([^:\r\n]+):[ \t]*([^\r\n]-)[ \t]*\r?%f[\n\r]" do
-    name = name:lower()
+  for name, value in head:gmatch "\n([^:\r\n]+):[ \t]*([^\r\n]*)" do
+    name, value = name:lower(), value:match "^.*[^ \t]" or ""
     headers[name] = headers[name] and headers[name] .. ", " .. value or value
   end
   return tonumber(status), headers
@@ -130,17 +131,24 @@ local function wrong(headers, plan, opts)
   return chosen and "the answer has a protocol that was not asked for" or nil
 end
 
---- The pieces of a chunked body, as many as are whole.
+--- The pieces of a chunked body, as many as are whole; then whether that was all.
 local function unchunk(text)
   local pieces, at = {}, 1
   while true do
-    local size, from = text:match("^(%x+)[^\r\n]*\r\n()", at)
-    size = tonumber(size or "0", 16)
-    if size == 0 or from + size - 1 > #text then
-      return table.concat(pieces), size == 0 and from ~= nil
+    local stop, from = text:find("\r\n", at, true)
+    if not stop then
+      return table.concat(pieces), false
     end
-    pieces[#pieces + 1] = text:sub(from, from + size - 1)
-    at = from + size + 2
+    local digits = text:sub(at, stop - 1):match "^%x+" or ""
+    -- Longer numbers are none: they could be read as negative ones, and lead back here.
+    local size = #digits <= MAX_SIZE_DIGITS and tonumber(digits, 16) or 0
+    if size == 0 then
+      return table.concat(pieces), true
+    elseif from + size > #text then
+      return table.concat(pieces), false
+    end
+    pieces[#pieces + 1] = text:sub(from + 1, from + size)
+    at = from + size + 3
   end
 end
 
