@@ -6,11 +6,13 @@ local acceptors = require "moonsand.network.acceptor"
 local address = require "moonsand.network.address"
 local core = require "moonsand.core"
 local helper = require "helper"
+local http = require "moonsand.network.http"
 local loop = require "moonsand.loop"
 local moonsand = require "moonsand"
 local proxies = require "moonsand.network.proxy"
 local rules = require "moonsand.network.rules"
 local support = require "support.init"
+local tasks = require "moonsand.task"
 
 local LOCAL = "127.0.0.1"
 
@@ -224,6 +226,8 @@ describe("the proxy", function()
     for _, port in ipairs { "80", "443", "22", tostring(server.port + 1), tostring(server.port - 1) } do
       refused(connect("ok.test:" .. port), "403")
     end
+    refused(connect("[2001:db8::1]" .. server.port), "400")
+    refused(connect("ok.test:" .. server.port .. ":" .. server.port), "400")
     for _, port in ipairs { "0", "65536", "-1", "+80", "080", "8e1", "80 ", "", "99999999999999999999",
       tostring(server.port) .. "x", tostring(server.port + 65536) } do
       refused(connect("ok.test:" .. port), "400")
@@ -258,6 +262,15 @@ describe("the proxy", function()
     local why = address.special(core.address "8.8.4.4")
     core.own_addresses = before
     assert.equal("this machine's own", why)
+  end)
+
+  it("refuses what may be its own, when nobody can tell", function()
+    local before = core.own_addresses
+    finally(function() core.own_addresses = before end)
+    core.own_addresses = function() return nil, core.errno.EMFILE end
+    answers["ok.test"] = { "8.8.8.8" }
+    refused("GET http://ok.test:" .. server.port .. "/ HTTP/1.1\r\n\r\n", "403")
+    assert.is_truthy(last().reason:find "perhaps this machine's own", last().reason)
   end)
 
   it("does not let `true` reach what is not public", function()
@@ -433,6 +446,110 @@ describe("the proxy", function()
     assert.equal("\5\255", say "\5\1\2") -- a password only
     assert.equal("\5\0", say("\5\1\0", "\4\1\0\3\7ok.test" .. port))
     assert.equal(before, server.count)
+  end)
+
+  --- Says something and no more: all that is answered.
+  local function cut(text)
+    local s = moonsand.assert(box:dial(proxies.PORT, 10))
+    if text ~= "" then
+      s:write(text, 10)
+    end
+    s:shutdown()
+    local got = s:read("a", { timeout = 20 })
+    s:close()
+    return got or ""
+  end
+
+  --- What the proxy raised meanwhile: an error there is the program's that runs the sandbox.
+  local function raised(fn)
+    local list, before = {}, tasks.on_error
+    tasks.on_error = function(err, traceback)
+      list[#list + 1] = tostring(err) .. traceback
+    end
+    finally(function() tasks.on_error = before end)
+    fn()
+    return list
+  end
+
+  it("makes no error out of any cut or broken request", function()
+    local port = string.char(math.floor(server.port / 256), server.port % 256)
+    local requests = {
+      "\5\1\0\5\1\0\1\127\0\0\1" .. port,
+      "\5\1\0\5\1\0\4" .. core.address "::ffff:127.0.0.1" .. port,
+      "\5\1\0\5\1\0\3\7ok.test" .. port,
+      connect("ok.test:" .. server.port),
+      ("POST http://ok.test:%d/a HTTP/1.1\r\nContent-Length: 2\r\n\r\n"):format(server.port),
+    }
+    assert.same({}, raised(function()
+      for _, request in ipairs(requests) do
+        for length = 0, #request - 1 do
+          local got = cut(request:sub(1, length))
+          assert.is_falsy(got:find "^HTTP/1.1 200" or got:find "^\5%z\5%z", request:sub(1, length))
+        end
+      end
+      assert.equal(0, server.count)
+      for at = 1, #requests[3] do
+        for _, byte in ipairs { 0, 1, 4, 127, 255 } do
+          cut(requests[3]:sub(1, at - 1) .. string.char(byte) .. requests[3]:sub(at + 1))
+        end
+      end
+    end))
+    for _, request in ipairs(requests) do
+      assert.is_truthy(cut(request), request)
+    end
+    assert.is_true(server.count >= #requests - 1)
+  end)
+
+  it("takes a field for a field, whatever it is called", function()
+    local names = { "Seen", "Values", "List", "Name", "Line", "Value", "N", "1", "__index", "Self" }
+    assert.same({}, raised(function()
+      for _, name in ipairs(names) do
+        local request = ("GET http://ok.test:%d/ HTTP/1.1\r\n%s: x\r\nA: b\r\nConnection: %s\r\n\r\n")
+          :format(server.port, name, name)
+        assert.is_truthy(say(request):find "200 OK", name)
+        assert.is_falsy(server.got[server.count]:find(name .. ": x", 1, true), name)
+        say((request:gsub("Connection: [^\r]*\r\n", "")))
+        assert.is_truthy(server.got[server.count]:find(name .. ": x\r\nA: b\r\n", 1, true), name)
+      end
+    end))
+  end)
+
+  it("reads hostile heads in a time that grows as they do", function()
+    local blanks, ones = (" "):rep(60000), ("1"):rep(60000)
+    local function head(...)
+      local lines, at = { ... }, 0
+      return http.read(function()
+        at = at + 1
+        return (lines[at] or "") .. "\r\n"
+      end)
+    end
+    local get = "GET http://ok.test/ HTTP/1.1"
+    local cases = {
+      blanks = function() return head(get, "X: a" .. blanks .. "b") end,
+      ["blanks before"] = function() return head(get, "X:" .. blanks .. "b\1") end,
+      ["blanks only"] = function() return head(get, "X:" .. blanks) end,
+      tabs = function() return head(get, "X: " .. ("\t "):rep(30000) .. "b\127") end,
+      ["a name"] = function() return head(get, ones) end,
+      ["a list"] = function() return head(get, "Connection: " .. (", "):rep(30000) .. "a") end,
+      method = function() return head(ones) end,
+      target = function() return head("GET " .. ones .. " HTTP/1.2") end,
+      scheme = function() return head("GET a" .. ones .. ":/ HTTP/1.1") end,
+      ["a host"] = function() return head("GET http://" .. ones .. ":x/ HTTP/1.1") end,
+      dots = function() return head("GET http://" .. ("."):rep(60000) .. "/ HTTP/1.1") end,
+      ["a port"] = function() return head("CONNECT ok.test:" .. ones .. "x HTTP/1.1") end,
+      authority = function() return head("CONNECT " .. ones .. ":x HTTP/1.1") end,
+      brackets = function() return head("CONNECT [" .. ones .. "]1x HTTP/1.1") end,
+      ["open brackets"] = function() return head("CONNECT " .. ("["):rep(60000) .. ":1 HTTP/1.1") end,
+      colons = function() return head("CONNECT a" .. (":"):rep(60000) .. " HTTP/1.1") end,
+      length = function() return head(get, "Content-Length: " .. ones .. "x") end,
+    }
+    for name, read in pairs(cases) do
+      local began = core.now()
+      read()
+      assert.is_true(core.now() - began < 1, name .. ": " .. core.now() - began)
+    end
+    assert.is_truthy(head(get, "X:\t a \tb\t ").head:find("\r\nX: a \tb\r\n", 1, true))
+    assert.is_truthy(head(get, "X: \t").head:find("\r\nX: \r\n", 1, true))
   end)
 
   it("bounds heads, in size and in time", function()

@@ -95,7 +95,11 @@ function M.special(address)
   if #address == 16 and not M.within(global, address) then
     return "reserved"
   end
-  for _, own in ipairs(core.own_addresses() or {}) do
+  local list, errno = core.own_addresses()
+  if not list then
+    return ("perhaps this machine's own (%s)"):format(core.strerror(errno))
+  end
+  for _, own in ipairs(list) do
     if own == address then
       return "this machine's own"
     end
@@ -144,15 +148,12 @@ end
 ---@param default? integer
 ---@return table? host, integer? port
 function M.authority(text, default)
-  local host, port = text:match "^(%[[^%]]*%]):?(%d*)$"
+  local host, rest = text:match "^(%[[^%]]*%])(.*)$"
   if not host then
-    host, port = text:match "^([^:]+):?(%d*)$"
+    host, rest = text:match "^([^:]+)(.*)$"
   end
-  if not host or text:sub(-1) == ":" then
-    return nil
-  end
-  host = M.host(host)
-  port = port == "" and default or M.port(port)
+  host = host and M.host(host)
+  local port = rest == "" and default or rest and M.port(rest:match "^:(%d+)$" or "")
   if host and port then
     return host, port
   end

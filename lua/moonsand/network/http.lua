@@ -73,29 +73,30 @@ local function read_request_line(line)
   return request
 end
 
---- Fields by name in lower case, and in order.
+--- Fields in order, and their values by name in lower case, apart: a field may have any name. The
+--- blanks at the end are left to a second pattern, for both at once cost the square of their number.
 local function read_fields(lines)
-  local fields = { seen = {} }
+  local fields, values = {}, {}
   for i = 2, #lines do
-    local name, value = lines[i]:match("^(" .. TOKEN .. "):[ \t]*(.-)[ \t]*$")
+    local name, value = lines[i]:match("^(" .. TOKEN .. "):[ \t]*(.*)$")
+    value = value and (value:match "^.*[^ \t]" or "")
     if not name or value:find "[%c]" and value:find "[^\t%C]" then
       return bad "a broken header field"
     end
     name = name:lower()
-    fields[#fields + 1] = { name = name, value = value, line = lines[i] }
-    fields.seen[name] = fields.seen[name] and fields.seen[name] .. "," .. value or value
-    if KEPT[name] and fields[name] then
+    if KEPT[name] and values[name] then
       return bad("two fields " .. name)
     end
-    fields[name] = KEPT[name] and value or nil
+    fields[#fields + 1] = { name = name, value = value, line = lines[i] }
+    values[name] = values[name] and values[name] .. "," .. value or value
   end
-  return fields
+  return { list = fields, values = values }
 end
 
 --- Which fields stay behind.
 local function hop_fields(fields)
   local hop = setmetatable({}, { __index = HOP })
-  for option in (fields.seen.connection or ""):lower():gmatch "[^,%s]+" do
+  for option in (fields.values.connection or ""):lower():gmatch "[^,%s]+" do
     if KEPT[option] then
       return bad("Connection: " .. option)
     end
@@ -105,7 +106,7 @@ local function hop_fields(fields)
 end
 
 local function read_body(request, fields)
-  local length, coding = fields["content-length"], fields["transfer-encoding"]
+  local length, coding = fields.values["content-length"], fields.values["transfer-encoding"]
   if coding and length then
     return bad "a length and a transfer coding"
   elseif coding and (coding:lower() ~= "chunked" or request.minor == "0") then
@@ -119,7 +120,7 @@ end
 local function server_head(request, fields, hop)
   local lines = { ("%s %s HTTP/1.1"):format(request.method, request.path) }
   lines[2] = "Host: " .. request.authority -- the one that was checked, whatever the client says
-  for _, field in ipairs(fields) do
+  for _, field in ipairs(fields.list) do
     if not hop[field.name] and field.name ~= "host" then
       lines[#lines + 1] = ("%s: %s"):format(field.line:match "^[^:]+", field.value)
     end

@@ -63,11 +63,15 @@ end
 
 -- ---------------------------------------------------------------- bytes
 
---- Takes from a stream within limits: data, or nil and "end", "too_large" or "timeout".
+--- Takes from a stream within limits: data, or nil and "end", "too_large" or "timeout". What ends
+--- before `n` bytes has ended.
 local function take(raw, what, n, limits)
   while true do
     local data, why = raw:take(what, n)
     if data then
+      if what == "n" and #data < n then
+        return nil, "end"
+      end
       return data
     elseif why ~= "again" then
       return nil, why == "too_large" and why or "end"
