@@ -464,6 +464,15 @@ s.socket = c.wrap_socket(s.socket, server_side=True); s.serve_forever()]] }
         end
       until list or not again
       assert.same({ core.address(LOCAL) }, list)
+      assert.is_false(lookup:running())
+      lookup:close()
+      assert.same({ nil, false, "closed" }, { lookup:answer() })
+      -- One that is given up is known until its thread has ended.
+      lookup = assert(core.lookup(loop.reactor(), LOCAL))
+      lookup:close()
+      support.eventually(10, "the thread runs", function()
+        return not lookup:running()
+      end)
       lookup:close()
       inside:close()
     end)

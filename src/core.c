@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #define MS_ERRNOS(X)                                                                               \
@@ -111,6 +112,15 @@ static int core_strerror(lua_State *L) {
   return 1;
 }
 
+/* max_descriptors(): how many this process may have open, as it is set now. */
+static int core_max_descriptors(lua_State *L) {
+  struct rlimit limit;
+  if (getrlimit(RLIMIT_NOFILE, &limit) < 0)
+    return luaL_error(L, "getrlimit: %s", strerror(errno));
+  lua_pushnumber(L, (lua_Number)limit.rlim_cur);
+  return 1;
+}
+
 static int core_getpid(lua_State *L) {
   lua_pushinteger(L, getpid());
   return 1;
@@ -158,6 +168,7 @@ int luaopen_moonsand_core(lua_State *L) {
   static const luaL_Reg functions[] = {
       {"strerror", core_strerror},
       {"getpid", core_getpid},
+      {"max_descriptors", core_max_descriptors},
       {"random", core_random},
       {NULL, NULL},
   };

@@ -46,7 +46,8 @@ typedef struct lookup {
   ms_waitable wait;
   ms_source source;
   ms_reactor *reactor;
-  job *job; /* NULL once closed */
+  job *job; /* NULL once closed and done */
+  bool closed;
 } lookup;
 
 static atomic_int threads; /* of this process, whichever Lua state they are for */
@@ -176,18 +177,22 @@ static int lookup_new(lua_State *L) {
   return 2;
 }
 
+static bool running(const lookup *l) {
+  return l->job && !atomic_load(&l->job->done);
+}
+
 /* lookup:answer(): a list of addresses, as bytes; nil and "again", or nil, false and why not. */
 static int lookup_answer(lua_State *L) {
   const lookup *l = check_lookup(L);
-  if (l->job && !atomic_load(&l->job->done)) {
+  if (!l->closed && running(l)) {
     lua_pushnil(L);
     lua_pushliteral(L, "again");
     return 2;
   }
-  if (!l->job || l->job->error) {
+  if (l->closed || l->job->error) {
     lua_pushnil(L);
     lua_pushboolean(L, 0);
-    lua_pushstring(L, l->job ? gai_strerror(l->job->error) : "closed");
+    lua_pushstring(L, l->closed ? "closed" : gai_strerror(l->job->error));
     return 3;
   }
   lua_createtable(L, (int)l->job->count, 0);
@@ -195,6 +200,12 @@ static int lookup_answer(lua_State *L) {
     lua_pushlstring(L, l->job->answers[i].bytes, l->job->answers[i].length);
     lua_rawseti(L, -2, (int)i + 1);
   }
+  return 1;
+}
+
+/* lookup:running(): whether there is a thread for it, also when it was closed. */
+static int lookup_running(lua_State *L) {
+  lua_pushboolean(L, running(check_lookup(L)));
   return 1;
 }
 
@@ -206,14 +217,17 @@ static int lookup_id(lua_State *L) {
 static int lookup_arm(lua_State *L) {
   lookup *l = check_lookup(L);
   l->wait.armed = true;
-  if (!l->job || atomic_load(&l->job->done))
+  if (l->closed || !running(l))
     ms_wake(l->reactor, &l->wait);
   return 0;
 }
 
 static int lookup_close(lua_State *L) {
   lookup *l = check_lookup(L);
-  if (l->reactor)
+  l->closed = true;
+  if (running(l))
+    ms_source_watch(l->reactor, &l->source, 0);
+  else if (l->reactor)
     lookup_end(l);
   return 0;
 }
@@ -229,8 +243,8 @@ static int lookup_gc(lua_State *L) {
 }
 
 static const luaL_Reg methods[] = {
-    {"answer", lookup_answer}, {"id", lookup_id}, {"arm", lookup_arm},
-    {"close", lookup_close},   {NULL, NULL},
+    {"answer", lookup_answer}, {"running", lookup_running}, {"id", lookup_id},
+    {"arm", lookup_arm},       {"close", lookup_close},     {NULL, NULL},
 };
 
 static const luaL_Reg metamethods[] = {

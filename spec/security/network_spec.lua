@@ -10,6 +10,7 @@ local http = require "moonsand.network.http"
 local loop = require "moonsand.loop"
 local moonsand = require "moonsand"
 local proxies = require "moonsand.network.proxy"
+local resolver = require "moonsand.network.resolver"
 local rules = require "moonsand.network.rules"
 local support = require "support.init"
 local tasks = require "moonsand.task"
@@ -550,6 +551,150 @@ describe("the proxy", function()
     end
     assert.is_truthy(head(get, "X:\t a \tb\t ").head:find("\r\nX: a \tb\r\n", 1, true))
     assert.is_truthy(head(get, "X: \t").head:find("\r\nX: \r\n", 1, true))
+  end)
+
+  it("gives others a turn while a client that was refused talks on", function()
+    local pieces, turns, stalled, over = 0, 0, false, false
+    --- A connection whose client is always faster than the proxy.
+    local function flooding(raw)
+      local self = {}
+      for _, name in ipairs { "id", "arm", "write", "shutdown", "close" } do
+        self[name] = function(_, ...) return raw[name](raw, ...) end
+      end
+      function self.take(_, what, n)
+        if what ~= "chunk" then
+          return raw:take(what, n)
+        end
+        pieces = pieces + 1
+        stalled = stalled or pieces - turns > 10000
+        if stalled then
+          return nil, "eof"
+        end
+        return "x"
+      end
+      return self
+    end
+    local listener = assert(core.listen(loop.reactor(), core.address(LOCAL), 0))
+    local from_inside = { port = listener:port() }
+    for _, name in ipairs { "id", "arm", "close" } do
+      from_inside[name] = function() return listener[name](listener) end
+    end
+    function from_inside.accept()
+      local raw, why = listener:accept()
+      return raw and flooding(raw), why
+    end
+    local before = proxies.LINGER
+    finally(function() proxies.LINGER = before end)
+    proxies.LINGER = 0.2
+    local proxy = assert(proxies.new({ call = function() return 0, "", from_inside end },
+      assert(rules.read({}, 1)), {}))
+    local raw = assert(core.connect(loop.reactor(), core.address(LOCAL), from_inside.port))
+    moonsand.run(function()
+      local task = moonsand.task(function()
+        while not over do
+          turns = pieces
+          moonsand.sleep(0)
+        end
+      end)
+      local s = require("moonsand.stream").new(raw, "client")
+      s:write(connect "evil.test:80")
+      assert.is_truthy(s:read("a", 20):find "^HTTP/1.1 403")
+      s:close()
+      over = true
+      task:wait()
+    end)
+    proxy:close()
+    assert.is_false(stalled)
+    assert.is_true(pieces > 0)
+  end)
+
+  it("leaves descriptors to the program, and connections to other sandboxes", function()
+    local before = core.max_descriptors
+    finally(function() core.max_descriptors = before end)
+    core.max_descriptors = function() return 128 end -- 32 connections for all
+    local function held_by(sandbox)
+      return sandbox.core.driver.proxy.acceptor.count
+    end
+    local function eventually(what, check)
+      support.eventually(20, what, function()
+        loop.step(0)
+        return check()
+      end)
+    end
+    local other = moonsand.assert(moonsand.create { network = { allow = {} } })
+    local held = {}
+    local function hold(sandbox)
+      for _ = 1, 40 do
+        local s = moonsand.assert(sandbox:dial(proxies.PORT, 10))
+        s:write "G"
+        held[#held + 1] = s
+      end
+    end
+    hold(box)
+    eventually("not half of them", function() return held_by(box) == 16 end)
+    hold(other)
+    eventually("not half of the rest", function() return held_by(other) == 8 end)
+    loop.step(0.05)
+    assert.equal(16, held_by(box))
+    assert.equal(8, held_by(other))
+    local third = moonsand.assert(moonsand.create { network = { allow = {} } })
+    local s = moonsand.assert(third:dial(proxies.PORT, 10))
+    s:write(connect "ok.test:80")
+    assert.is_truthy(s:read("a", 20):find "^HTTP/1.1 403")
+    s:close()
+    local waits = held[#held] -- in the kernel
+    waits:write("ET http://ok.test/ HTTP/1.1\r\n\r\n", 10)
+    for i = 1, #held - 1 do
+      held[i]:close()
+    end
+    assert.is_truthy(waits:read("a", 20):find "^HTTP/1.1 403")
+    waits:close()
+    eventually("some are still served", function() return held_by(box) + held_by(other) == 0 end)
+    third:close()
+    other:close()
+    local forward = moonsand.assert(box:forward(8000))
+    assert.is_nil(forward.acceptor.budget) -- who comes there is the program's own guest
+    forward:close()
+  end)
+
+  it("keeps one sandbox's slow look-ups to a few", function()
+    local begun, done = {}, false
+    local before = core.lookup
+    finally(function() core.lookup = before end)
+    core.lookup = function(_, name)
+      local signal = loop.signal()
+      local lookup = { name = name, close = function() end }
+      function lookup.answer()
+        if done then
+          return { core.address "8.8.8.8" }
+        end
+        return nil, "again"
+      end
+      function lookup.running() return not done end
+      function lookup.add(_, ...) return signal:add(...) end
+      function lookup.remove(_, ...) return signal:remove(...) end
+      begun[#begun + 1] = lookup
+      return lookup
+    end
+    local greedy, other = resolver.new(), resolver.new()
+    local function ask(names, name)
+      return { names:resolve(name, nil, { deadline = core.now() + 0.2 }) }
+    end
+    moonsand.run(function()
+      local list = {}
+      for i = 1, 20 do list[i] = moonsand.task(ask, greedy, "a" .. i .. ".test") end
+      for _, task in ipairs(list) do
+        assert.equal("timeout", task:wait()[3])
+      end
+      assert.equal(4, #begun)
+      -- Nobody waits for these four any more, and yet they are under way.
+      assert.equal("timeout", ask(greedy, "b.test")[3])
+      assert.equal(4, #begun)
+      ask(other, "c.test")
+      assert.equal(5, #begun)
+      done = true
+      assert.same({ { core.address "8.8.8.8" } }, ask(greedy, "d.test"))
+    end)
   end)
 
   it("bounds heads, in size and in time", function()

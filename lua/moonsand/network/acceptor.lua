@@ -1,6 +1,10 @@
 --- Serves the connections of a listener, each in a coroutine of its own and so many at once; further
 --- ones wait in the kernel. The loop holds an acceptor weakly: one that nobody holds any more is
 --- collected, and its listener with it.
+---
+--- Acceptors for strangers share a *budget* of connections besides, or a few of them could take all
+--- descriptors that the process may have. One has at most as many as are left for all others: that
+--- way there is something left, however greedy they are.
 
 local core = require "moonsand.core"
 local loop = require "moonsand.loop"
@@ -74,8 +78,21 @@ Acceptor.__index = Acceptor
 
 local accept
 
+--- May it take one more? If only the budget is against it, it is told when that changes.
+local function has_room(self)
+  if self.closed or self.count >= self.max then
+    return false
+  end
+  local budget = self.budget
+  if budget and self.count >= budget.most() - budget.count then
+    budget.waiting[self] = true
+    return false
+  end
+  return true
+end
+
 local function expect(self)
-  if self.expecting or self.closed or self.count >= self.max then
+  if self.expecting or not has_room(self) then
     return
   end
   self.expecting = true
@@ -88,17 +105,33 @@ local function expect(self)
   end)
 end
 
+--- One connection of a budget is over.
+local function give_back(budget)
+  budget.count = budget.count - 1
+  local waiting = budget.waiting
+  budget.waiting = setmetatable({}, { __mode = "k" })
+  for acceptor in pairs(waiting) do
+    expect(acceptor)
+  end
+end
+
 local function ended(self, connection)
   connection:close()
   self.active[connection] = nil
   self.count = self.count - 1
   expect(self)
+  if self.budget then
+    give_back(self.budget)
+  end
 end
 
 local function serve(self, raw)
   local connection = setmetatable({ raw = raw, token = self.token, things = { raw } }, Connection)
   self.active[connection] = true
   self.count = self.count + 1
+  if self.budget then
+    self.budget.count = self.budget.count + 1
+  end
   local started = pcall(loop.spawn, function()
     local traceback
     local ok, err = xpcall(self.serve, function(e)
@@ -117,7 +150,7 @@ end
 
 function accept(self)
   for _ = 1, BURST do
-    if self.closed or self.count >= self.max then
+    if not has_room(self) then
       break
     end
     local raw, why = self.listener:accept()
@@ -151,16 +184,29 @@ function Acceptor:close()
   end
 end
 
+---@class moonsand.Budget what acceptors have between them
+---@field most fun(): integer connections at once
+---@field count integer
+---@field waiting table<moonsand.Acceptor, true> who would take more
+
+---@param most fun(): integer asked each time
+---@return moonsand.Budget
+function M.budget(most)
+  return { most = most, count = 0, waiting = setmetatable({}, { __mode = "k" }) }
+end
+
 ---@param listener userdata
 ---@param max integer connections at once
 ---@param fn fun(connection: moonsand.Connection) must not hold what holds the acceptor, unless that
 ---  is to live as long as a connection does
+---@param budget? moonsand.Budget
 ---@return moonsand.Acceptor
-function M.new(listener, max, fn)
+function M.new(listener, max, fn, budget)
   local self = setmetatable({
     listener = listener,
     max = max,
     serve = fn,
+    budget = budget,
     active = {}, -- connections
     count = 0,
     expecting = false, -- the loop will call

@@ -8,7 +8,7 @@ local options = require "moonsand.options"
 
 local M = {}
 
-local MAX = 256 -- connections at once
+local MAX = 256 -- connections at once, none of a budget: who comes is not from inside
 local DIAL = 30 -- seconds
 local LOOPBACK = "127.0.0.1"
 

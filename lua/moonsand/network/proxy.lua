@@ -21,11 +21,14 @@ local M = {}
 M.PORT = 3128
 
 M.MAX_CONNECTIONS = 256 -- at once; further ones wait
+--- Of the descriptors that this process may have, the connections of all its proxies together may be
+--- so many: each has one, and a second one for the server. The rest is the program's own.
+local SHARE, LEAST = 1 / 4, 16
 M.HEAD_TIMEOUT = 30 -- seconds for the whole head of a request
 M.LOOKUP_TIMEOUT = 15
 M.CONNECT_TIMEOUT = 30 -- for all addresses of a name
 M.IDLE_TIMEOUT = 600 -- without a byte either way
-local LINGER = 2 -- for the client to read a refusal
+M.LINGER = 2 -- for the client to read a refusal
 local LOG_MAX = 1000
 
 -- ---------------------------------------------------------------- the log
@@ -95,14 +98,15 @@ local function write(raw, data, limits)
 end
 
 --- A last word. The client's rest is read for a moment: a close with unread bytes would be a reset,
---- which takes the answer with it.
+--- which takes the answer with it. It may send faster than we read, so there is a turn for the others
+--- after each piece.
 local function answer(connection, data)
-  local raw, limits = connection.raw, connection:limits(LINGER)
+  local raw, limits = connection.raw, connection:limits(M.LINGER)
   if write(raw, data, limits) then
     raw:shutdown()
     repeat
       local rest = take(raw, "chunk", 0, limits)
-    until not rest
+    until not rest or loop.turn(limits)
   end
 end
 
@@ -153,7 +157,7 @@ local function reach(self, connection, entry, host, port)
     return dial_one_of(self, connection, entry, { host.address }, host, port)
   end
   local list, message, code =
-    resolver.resolve(host.name, self.rules.resolve, connection:limits(M.LOOKUP_TIMEOUT))
+    self.resolver:resolve(host.name, self.rules.resolve, connection:limits(M.LOOKUP_TIMEOUT))
   if not list then
     return nil, "failed", message, code
   end
@@ -264,6 +268,19 @@ function Proxy:close()
   self.acceptor:close()
 end
 
+local shared, reactor_of_shared
+
+--- The budget of this process's proxies, made on first use and again in a forked child.
+local function budget()
+  local reactor = loop.reactor()
+  if reactor ~= reactor_of_shared then
+    shared, reactor_of_shared = acceptor.budget(function()
+      return math.max(LEAST, math.floor(core.max_descriptors() * SHARE))
+    end), reactor
+  end
+  return shared
+end
+
 --- What tells programs of the proxy. Each tool reads some of these, in one case or the other.
 ---@return table<string, string>
 function M.environment()
@@ -292,13 +309,13 @@ function M.new(driver, rules, limits)
   if not listener then
     return nil, message, code, detail
   end
-  local attempts = { rules = rules, log = { last = 0 } }
+  local attempts = { rules = rules, log = { last = 0 }, resolver = resolver.new() }
   return setmetatable({
     rules = rules,
     log = attempts.log,
     acceptor = acceptor.new(listener, M.MAX_CONNECTIONS, function(connection)
       serve(attempts, connection)
-    end),
+    end, budget()),
   }, Proxy)
 end
 
