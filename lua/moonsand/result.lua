@@ -2,6 +2,7 @@
 
 local errors = require "moonsand.errors"
 local signals = require "moonsand.signals"
+local texts = require "moonsand.text"
 
 local M = {}
 
@@ -118,10 +119,6 @@ function M.new(exit, streams, limits)
   return r
 end
 
-local function last_line(text)
-  return text:match "([^\n]*%S[^\n]*)%s*$"
-end
-
 local codes = {
   exited = "exit",
   signaled = "signal",
@@ -137,7 +134,7 @@ function M.check(r)
   if r.ok then
     return r
   end
-  local last = last_line(r.stderr)
+  local last = texts.last_line(r.stderr)
   return errors.fail(codes[r.status], headline(r) .. (last and ": " .. last or ""),
     { started = true, result = r })
 end

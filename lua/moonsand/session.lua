@@ -15,6 +15,7 @@ local results = require "moonsand.result"
 local shell = require "moonsand.portable.shell"
 local signals = require "moonsand.signals"
 local tasks = require "moonsand.task"
+local texts = require "moonsand.text"
 
 local M = {}
 
@@ -428,10 +429,7 @@ function Session:getenv(name, opts)
   if not text then
     return nil, message, code, detail
   end
-  local variables = {}
-  for key, value in text:gmatch "([^=%z]+)=([^%z]*)%z" do
-    variables[key] = value
-  end
+  local variables = texts.variables(text)
   variables._ = nil -- bash's, of that very command
   if name then
     return variables[name]

@@ -5,6 +5,7 @@ local core = require "moonsand.core"
 local errors = require "moonsand.errors"
 local modes = require "moonsand.files.mode"
 local options = require "moonsand.options"
+local paths = require "moonsand.paths"
 
 local M = {}
 
@@ -27,7 +28,7 @@ local permissions = setmetatable({}, {
 --- From what the core tells to what users get.
 local function complete(entry, path)
   entry.path = path
-  entry.name = path:match "([^/]+)/*$" or "/"
+  entry.name = paths.name(path)
   entry.permissions = permissions[entry.mode]
   entry.owner, entry.group = name_of(entry.uid), name_of(entry.gid)
   entry.uid, entry.gid = nil, nil

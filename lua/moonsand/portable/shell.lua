@@ -7,6 +7,7 @@ local feed = require "moonsand.files.feed"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
 local signals = require "moonsand.signals"
+local texts = require "moonsand.text"
 
 local M = {}
 
@@ -48,7 +49,7 @@ local CODES = {
 ---@param message string
 ---@return string?
 function M.code_of(message)
-  local last = message:match ": ([^:\n]+)%s*$"
+  local last = texts.reason(message)
   return last and CODES[last:lower()]
 end
 
@@ -203,10 +204,10 @@ local function refused(self, exit, stderr)
   if meaning then
     return fail(self, meaning[1], meaning[2])
   end
-  local line = stderr:match "([^\n]*%S[^\n]*)%s*$"
+  local line = texts.last_line(stderr)
   local code = M.code_of(line or "")
   if code then
-    return fail(self, code, line:match ": ([^:\n]+)%s*$")
+    return fail(self, code, texts.reason(line))
   elseif exit.signal_number then
     return fail(self, "lost", "ended by signal " .. signals.name(exit.signal_number))
   end

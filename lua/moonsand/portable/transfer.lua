@@ -9,9 +9,11 @@ local host = require "moonsand.files.host"
 local loop = require "moonsand.loop"
 local look = require "moonsand.portable.look"
 local options = require "moonsand.options"
+local paths = require "moonsand.paths"
 local records = require "moonsand.portable.records"
 local shell = require "moonsand.portable.shell"
 local tar = require "moonsand.portable.tar"
+local texts = require "moonsand.text"
 
 local M = {}
 
@@ -261,7 +263,8 @@ exit 3
 local function skipped_of(stderr, path)
   local list = {}
   for line in stderr:gmatch "[^\n]+" do
-    local name, why = line:match "^tar: (%./.-): .-: ([^:]+)$"
+    local about, why = texts.blame(line)
+    local name = about and about:match "^tar: (%./.-): "
     if name then
       list[#list + 1] = { path = path .. name:sub(2), message = why,
         code = shell.code_of(line) or "provider" }
@@ -317,7 +320,7 @@ local function read_tar(script, unpack, path, host_path, skipped, tell)
         skipped[#skipped + 1] = { path = path .. "/" .. value.path:gsub("^%./", ""),
           message = "it is no file, directory or link", code = "unsupported" }
       else
-        value.path = value.path:gsub("^%./?", ""):gsub("/+$", "")
+        value.path = paths.bare((value.path:gsub("^%./?", "")))
         if value.path ~= "" then
           count = count + 1
           ok, message, code, detail = put(records.entry(value))

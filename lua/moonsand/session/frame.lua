@@ -66,8 +66,9 @@ end
 ---@return integer? pid, number? uptime, boolean? bash
 function M.who(said, token)
   local pid, uptime, name = said:match(token .. "%((%d+) ([%d.]+) (%a*)%)")
-  if pid then
-    return tonumber(pid), tonumber(uptime), name == "bash"
+  uptime = tonumber(uptime or "")
+  if uptime then
+    return tonumber(pid), uptime, name == "bash"
   end
 end
 
