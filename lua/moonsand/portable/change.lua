@@ -8,6 +8,7 @@ local modes = require "moonsand.files.mode"
 local options = require "moonsand.options"
 local paths = require "moonsand.paths"
 local shell = require "moonsand.portable.shell"
+local skips = require "moonsand.files.skipped"
 local texts = require "moonsand.text"
 
 local M = {}
@@ -245,10 +246,9 @@ function M.copy(driver, from, to, limits)
   if not text then
     return nil, stderr, code, detail
   end
-  local count, skipped = 0, {}
+  local count, skipped = 0, skips.new "/"
   for path in text:gmatch "/[^%z]*" do
-    skipped[#skipped + 1] =
-      { path = path, message = "it is no file, directory or link", code = "unsupported" }
+    skipped:tell(path, "it is no file, directory or link", "unsupported")
   end
   for number in text:gmatch "%z(%d+)%z" do
     count = count + tonumber(number)
@@ -258,12 +258,12 @@ function M.copy(driver, from, to, limits)
     local path = about and about:match "^cp: [^/]*(/.*)$"
     if path then
       path = path:match "^(.*)'[^'/]*$" or path
-      skipped[#skipped + 1] = { path = path:gsub("/%./", "/"):gsub("'$", ""), message = why,
-        code = shell.code_of(line) or "provider" }
+      path = path:gsub("/%./", "/"):gsub("'$", "")
+      skipped:tell(path, why, shell.code_of(line) or "provider")
       count = count - 1
     end
   end
-  return { entries = options.integer(math.max(0, count)), skipped = skipped }
+  return { entries = options.integer(math.max(0, count)), skipped = skipped.list }
 end
 
 --- As `files:chmod`, of an absolute path.

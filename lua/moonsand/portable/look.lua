@@ -7,6 +7,7 @@ local modes = require "moonsand.files.mode"
 local options = require "moonsand.options"
 local paths = require "moonsand.paths"
 local shell = require "moonsand.portable.shell"
+local skips = require "moonsand.files.skipped"
 local texts = require "moonsand.text"
 
 local M = {}
@@ -149,19 +150,16 @@ local KERNEL = "( -path /proc -o -path /sys -o -path /dev ) -prune -o"
 
 --- What find could not read, by its messages.
 local function skipped_of(stderr)
-  local list = {}
+  local skipped = skips.new "/"
   for line in stderr:gmatch "[^\n]+" do
     local about, why = texts.blame(line)
     local path = about and about:match "^find: [^/]*(/.*)$"
     if path then
-      list[#list + 1] = {
-        path = path:gsub("['\"]$", ""):match "^.*[%w%p]", -- in quotes of whatever kind
-        message = why,
-        code = shell.code_of(line) or "provider",
-      }
+      path = path:gsub("['\"]$", ""):match "^.*[%w%p]" -- in quotes of whatever kind
+      skipped:tell(path, why, shell.code_of(line) or "provider")
     end
   end
-  return list[1] and list or nil
+  return skipped.list[1] and skipped.list
 end
 
 local function by_path(a, b)
