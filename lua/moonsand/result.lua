@@ -25,8 +25,8 @@ local M = {}
 ---@field stdout string
 ---@field stderr string
 ---@field truncated false|table<string, { at: integer, dropped: integer }>
----@field stdout_bytes? integer all that came, kept or not; nil when it was discarded inside
----@field stderr_bytes? integer
+---@field stdout_bytes integer all that came, kept or not; 0 when it was discarded inside
+---@field stderr_bytes integer also 0 when it went into stdout
 ---@field pipes_held boolean something else still holds its output open
 ---@field duration number seconds
 ---@field pid integer
@@ -105,7 +105,7 @@ function M.new(exit, streams, limits)
   r.ok = r.status == "exited" and r.exit_code == 0
   for _, name in ipairs { "stdout", "stderr" } do
     local stream = streams[name]
-    r[name] = ""
+    r[name], r[name .. "_bytes"] = "", 0
     if stream then
       local text, at, dropped = stream:excerpt()
       r[name] = text
