@@ -43,6 +43,48 @@ local function guarded(name, fn)
   end)
 end
 
+describe("moonsand.files.skipped", function()
+  local core = require "moonsand.core"
+  local skips = require "moonsand.files.skipped"
+
+  it("tells paths below a root, and why", function()
+    local skipped = skips.new "/a/"
+    skipped:add("", core.errno.EACCES)
+    skipped:tell("b/c", "Because", "provider")
+    local passed = { { path = "d", errno = core.errno.ENOENT }, { path = "e", errno = 5 } }
+    skipped:take(passed)
+    assert.same({}, passed)
+    assert.same({ path = "/a/", message = "Permission denied", code = "permission_denied" },
+      skipped.list[1])
+    assert.same({ path = "/a/b/c", message = "Because", code = "provider" }, skipped.list[2])
+    assert.same({ "/a/d", "/a/e" }, { skipped.list[3].path, skipped.list[4].path })
+  end)
+
+  it("keeps so many, and so many bytes of them", function()
+    local skipped = skips.new "/"
+    for i = 1, 100001 do
+      skipped:add("x" .. i, core.errno.EACCES)
+    end
+    assert.equal(100000, #skipped.list)
+    skipped = skips.new("/", 3)
+    for i = 1, 4 do
+      skipped:add("x" .. i, core.errno.EACCES)
+    end
+    assert.equal(3, #skipped.list)
+    for _, long in ipairs { "path", "message" } do
+      skipped = skips.new "/"
+      for i = 1, 10000 do
+        local text = ("%04d"):format(i):rep(1000)
+        skipped:tell(long == "path" and text or "x", long == "message" and text or "why", "provider")
+      end
+      assert.is_true(#skipped.list > 2000 and #skipped.list * 4000 <= 8 * 1024 * 1024)
+      local count = #skipped.list
+      skipped:add("x", core.errno.EACCES) -- full is full
+      assert.equal(count, #skipped.list)
+    end
+  end)
+end)
+
 guarded("moonsand.files", function()
   local box, files
   before_each(function()
@@ -350,6 +392,37 @@ guarded("moonsand.files", function()
       assert.truthy(s:read():find "^MemTotal")
       assert.equal(0, s:seek "set")
       assert.equal("Mem", s:read(3))
+      s:close()
+    end)
+
+    it("takes only numbers that are some", function()
+      assert(files:write("f", "text"))
+      for _, number in ipairs { 1e19, 2 ^ 60, -1, 0.5, 0 / 0, -math.huge } do
+        for _, option in ipairs { "offset", "length" } do
+          assert.equal("invalid", code_of(files:read("f", { [option] = number })))
+        end
+        for _, call in ipairs { "list", "grep", "search" } do
+          assert.equal("invalid", code_of(files[call](files, ".", { limit = number })))
+        end
+      end
+      assert.equal("text", files:read("f", { length = math.huge }))
+      assert.equal("", files:read("f", { offset = 2 ^ 53 }))
+      local s = assert(files:open "f")
+      for _, number in ipairs { 1e19, -1e19, 2 ^ 60, 0.5, 0 / 0, math.huge } do
+        local line = debug.getinfo(1, "l").currentline + 1
+        local ok, message = pcall(function() s:seek("set", number) end)
+        assert.is_false(ok)
+        assert.is_truthy(message:find(("files_spec.lua:%d: moonsand: stream:seek"):format(line), 1,
+          true), message)
+        if number ~= -1e19 then
+          ok, message = pcall(function() s:read(number) end)
+          assert.is_truthy(ok and number == math.huge or message:find("stream:read", 1, true), message)
+        end
+      end
+      s:close()
+      s = assert(files:open "/proc/version") -- of which there is only the text
+      assert.has_error(function() s:seek("set", 1e19) end)
+      assert.equal(2 ^ 53, s:seek("set", 2 ^ 53))
       s:close()
     end)
 

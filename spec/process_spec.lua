@@ -445,6 +445,16 @@ describe("moonsand.process", function()
     end)
 
     describe(":wait_for", function()
+      it("raises at a pattern that is none, in the caller's line", function()
+        local p = start "cat"
+        local line = debug.getinfo(1, "l").currentline + 1
+        local ok, message = pcall(function() p:wait_for("[") end)
+        assert.is_false(ok)
+        assert.equal(("process_spec.lua:%d: moonsand: process:wait_for: '[' is no pattern"):format(line),
+          message:match "process_spec.*")
+        p:close()
+      end)
+
       it("gives the first line that matches, of either stream, and leaves the output", function()
         local p = start "echo starting; echo 'ready on 8080' >&2; echo more; exec cat"
         assert.equal("ready on 8080", p:wait_for "^ready on %d+$")

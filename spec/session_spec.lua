@@ -313,6 +313,73 @@ for _, shell in ipairs { "sh", "bash" } do
   end)
 end
 
+--- A shell may be made to lie: its builtins may be functions.
+describe("moonsand.session, whose shell was replaced,", function()
+  local box
+
+  helper.deadline(60)
+  helper.no_leaks(function()
+    box:close()
+  end)
+  before_each(function()
+    box = assert(moonsand.create())
+  end)
+
+  it("ends with a shell whose answer does not end", function()
+    local session = assert(box:session { shell = "bash" })
+    local ticks, over = 0, false
+    moonsand.task(function()
+      while not over do
+        ticks = ticks + 1
+        moonsand.sleep(0.001)
+      end
+    end)
+    local r, _, code = session:exec([[command() {
+      builtin "$@"
+      case "$2" in *")"*) builtin printf %s ' 0 '; cat /dev/zero ;; esac
+    }]], { timeout = 30, max_output = 1000 })
+    over = true
+    assert.is_nil(r)
+    assert.equal("protocol", code)
+    assert.is_true(ticks > 0)
+    assert.is_false(session.alive)
+    session:close()
+  end)
+
+  it("stops at the timeout a command that never stops writing", function()
+    local session = assert(box:session { shell = "bash" })
+    local began = now()
+    local r = assert(session:exec("cat /dev/zero", { timeout = 0.3, max_output = 1000 }))
+    assert.is_true(r.timed_out)
+    assert.is_true(now() - began < 20)
+    local seen, ticks = 0, 0
+    moonsand.task(function()
+      while seen >= 0 do
+        ticks = ticks + 1
+        moonsand.sleep(0.01)
+      end
+    end)
+    r = assert(session:exec("cat /dev/zero", { timeout = 0.3, max_output = 1000,
+      on_stdout = function(data)
+        seen = seen + #data
+      end }))
+    assert.is_true(r.timed_out)
+    assert.is_true(seen > 1000 and ticks > 1)
+    seen = -1
+    assert.equal("still\n", assert(session:exec "echo still").stdout)
+    session:close()
+  end)
+
+  it("is not opened by a shell that says anything but hello", function()
+    assert(box.files:write("/tmp/sh", "#!/bin/sh\nexec cat /dev/zero\n", { mode = "755" }))
+    local began = now()
+    local session, message, code = box:session { shell = "/tmp/sh" }
+    assert.is_nil(session)
+    assert.equal("protocol", code, message)
+    assert.is_true(now() - began < 20)
+  end)
+end)
+
 describe("moonsand.session", function()
   it("says what shell is not there", function()
     local box = assert(moonsand.create())

@@ -356,6 +356,25 @@ describe("moonsand.snapshot", function()
       assert.is_true(moonsand.delete_snapshot "base")
     end)
 
+    it("by numbers that are none, is refused and listed as damaged", function()
+      local whole = support.read(file_of "base")
+      local body, trailer = whole:sub(1, -513), whole:sub(-512, -66)
+      local function forge(name, digits)
+        local text = trailer:gsub(name .. " %d+", name .. " " .. ("9"):rep(digits)):gsub(" +$", "")
+        text = text .. (" "):rep(512 - 65 - #text)
+        support.write(file_of "base", body .. text .. core.sha256():add(body):add(text):hex() .. "\n")
+      end
+      for _, name in ipairs { "created", "entries" } do
+        forge(name, 15)
+        assert.same({ "base" }, names())
+        for _, digits in ipairs { 16, 20, 330 } do
+          forge(name, digits)
+          assert.same({ "base (damaged)" }, names())
+          refused({ snapshot = "base" }, "provider", "damaged")
+        end
+      end
+    end)
+
     it("on purpose, with a digest that is right, is refused and leads nowhere", function()
       local function u32(n)
         return string.char(n % 256, math.floor(n / 256) % 256, math.floor(n / 65536) % 256, 0)

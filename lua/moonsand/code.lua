@@ -123,10 +123,11 @@ function M.run_code(box, code, opts)
   if not language then
     local near = options.nearest(name, languages.by_name)
     return errors.fail("invalid", ("language: %s is not known%s"):format(options.quote(name),
-      near and (" (did you mean '" .. near .. "'?)") or ""), { what = "language", started = false })
+      near and (" (did you mean '" .. near .. "'?)") or ""),
+      { what = "language", started = false, provider = box.provider })
   end
   local r, message, failure, detail = run_source(box, "box:run_code", language, code, opts, 2)
-  return r, message, failure, detail
+  return errors.attribute(box, r, message, failure, detail)
 end
 
 ---@alias moonsand.CodeHelper fun(box: table, code: string, opts: table?): table?, string?, string?
@@ -140,7 +141,7 @@ for _, language in ipairs(languages.list) do
   M.helpers[language.name] = function(box, code, opts)
     opts = options.check(call, opts, HELPER)
     local r, message, failure, detail = run_source(box, call, language, code, opts, 2)
-    return r, message, failure, detail
+    return errors.attribute(box, r, message, failure, detail)
   end
 end
 
@@ -184,7 +185,7 @@ function M.run(box, path, args, opts)
   end
   local program, message, code, detail = begin(box, "box:run", command, opts, 2)
   if not program then
-    return nil, message, code, detail
+    return errors.attribute(box, nil, message, code, detail)
   end
   local from_cwd = setmetatable({ cwd = function() return program.cwd end }, { __index = box })
   local full
@@ -198,9 +199,10 @@ function M.run(box, path, args, opts)
     end
   end
   if not full or not words and not head then
-    return jobs.not_started(message, code, detail)
+    return errors.attribute(box, jobs.not_started(message, code, detail))
   elseif not words and not language then
-    return errors.fail("invalid", message, { path = full, what = "language", started = false })
+    return errors.fail("invalid", message,
+      { path = full, what = "language", started = false, provider = box.provider })
   end
   if not path:find "^/" and (path:find "^%-" or words and #words == 0) then
     path = "./" .. path -- neither an option nor a name to be looked for
@@ -218,7 +220,7 @@ function M.run(box, path, args, opts)
     interpreter = words,
     file = path,
   }
-  return r, message, code, detail
+  return errors.attribute(box, r, message, code, detail)
 end
 
 -- ---------------------------------------------------------------- what is there
@@ -256,9 +258,9 @@ function M.languages(box, opts)
     deadline = opts.timeout and loop.now() + opts.timeout }
   local r, message, code, detail = jobs.ask(job, survey())
   if not r then
-    return nil, message, code, detail
+    return errors.attribute(box, nil, message, code, detail)
   elseif r.timed_out then
-    return errors.fail("timeout", "timed out", { result = r })
+    return errors.fail("timeout", "timed out", { result = r, provider = box.provider })
   end
   local found = {}
   for name, interpreter, text in r.stdout:gmatch "\30(%w+)\31([^\30\31]*)\31([^\30\31]*)" do

@@ -77,6 +77,15 @@ function M.outcome(value, ...)
   return value
 end
 
+--- Completes what a call on a sandbox answered: a failure says which provider's it was.
+---@param box { provider: string }
+function M.attribute(box, value, message, code, detail)
+  if value == nil and type(detail) == "table" then
+    detail.provider = detail.provider or box.provider
+  end
+  return value, message, code, detail
+end
+
 --- A failure from a system call's number.
 ---@param errno integer
 ---@param context string what was tried, for example `open "/etc/shadow"`

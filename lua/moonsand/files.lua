@@ -60,9 +60,9 @@ end
 --- What every call begins with: the absolute path and the checked options; or nil and the failure.
 ---@return string? path, any options_or_message, string? code, table? detail
 local function begin(self, call, path, opts, accepted)
-  opts = options.check(call, opts, accepted, 3)
-  check_string(call, "the path", path, 3)
-  self.box:check_open(call, 3)
+  opts = options.check(call, opts, accepted, 4)
+  check_string(call, "the path", path, 4)
+  self.box:check_open(call, 4)
   local full, message, code, detail = paths.resolve(self.box, path)
   if not full then
     return nil, message, code, detail
@@ -84,7 +84,7 @@ local function count_of(name, value, default)
     return default
   elseif value == math.huge then
     return 2 ^ 53
-  elseif value < 0 or value % 1 ~= 0 then
+  elseif value < 0 or value % 1 ~= 0 or value > 2 ^ 53 then
     return errors.fail("invalid", ("%s: %s is no such number"):format(name, value))
   end
   return options.integer(value)
@@ -254,7 +254,7 @@ local WRITE = known { mode = "string", append = "boolean", atomic = "boolean", p
 ---@param opts? moonsand.WriteOptions
 ---@return true|nil ok, string? message, string? code, table? detail
 function Files:write(path, data, opts)
-  check_string("files:write", "the data", data, 2)
+  check_string("files:write", "the data", data, 3)
   local full, o, code, detail = begin(self, "files:write", path, opts, WRITE)
   if not full then
     return nil, o, code, detail
@@ -264,19 +264,19 @@ end
 
 local function check_batch(list)
   if type(list) ~= "table" then
-    errors.raise(3, "files:write_many: a list of { path, data, mode } is needed, got %s",
+    errors.raise(4, "files:write_many: a list of { path, data, mode } is needed, got %s",
       type(list))
   end
   local batch = {}
   for i, item in ipairs(list) do
     if type(item) ~= "table" then
-      errors.raise(3, "files:write_many: item %d must be a table, got %s", i, type(item))
+      errors.raise(4, "files:write_many: item %d must be a table, got %s", i, type(item))
     end
     local path, data, mode = item.path or item[1], item.data or item[2], item.mode or item[3]
-    check_string("files:write_many", ("the path of item %d"):format(i), path, 3)
-    check_string("files:write_many", ("the data of item %d"):format(i), data, 3)
+    check_string("files:write_many", ("the path of item %d"):format(i), path, 4)
+    check_string("files:write_many", ("the data of item %d"):format(i), data, 4)
     if mode ~= nil then
-      check_string("files:write_many", ("the mode of item %d"):format(i), mode, 3)
+      check_string("files:write_many", ("the mode of item %d"):format(i), mode, 4)
     end
     batch[i] = { path = path, data = data, mode = mode }
   end
@@ -290,8 +290,8 @@ end
 ---@return true|nil ok, string? message, string? code, table? detail
 function Files:write_many(list, opts)
   local batch = check_batch(list)
-  opts = options.check("files:write_many", opts, known { parents = "boolean" })
-  self.box:check_open("files:write_many", 2)
+  opts = options.check("files:write_many", opts, known { parents = "boolean" }, 3)
+  self.box:check_open("files:write_many", 3)
   local limits = loop.limits(opts)
   for i, item in ipairs(batch) do
     local ok
@@ -316,8 +316,8 @@ end
 ---@param opts? { max?: integer|string, timeout?: number, cancel?: moonsand.Token }
 ---@return integer? count, string? message, string? code, table? detail
 function Files:replace(path, old, new, opts)
-  check_string("files:replace", "the old text", old, 2)
-  check_string("files:replace", "the new text", new, 2)
+  check_string("files:replace", "the old text", old, 3)
+  check_string("files:replace", "the new text", new, 3)
   local full, o, code, detail =
     begin(self, "files:replace", path, opts, known { max = "number|string" })
   if not full then
@@ -340,7 +340,7 @@ end
 ---@return moonsand.Stream? stream, string? message, string? code, table? detail
 function Files:open(path, access, opts)
   if not streams.access(access) then
-    errors.raise(2, 'files:open: the mode must be "r", "w", "a" or "r+", got %s',
+    errors.raise(3, 'files:open: the mode must be "r", "w", "a" or "r+", got %s',
       options.quote(access))
   end
   local full, o, code, detail = begin(self, "files:open", path, opts, PLAIN)
@@ -359,7 +359,7 @@ local GREP = known { path = "string", plain = "boolean", limit = "number" }
 ---@param opts? { path?: string, plain?: boolean, limit?: integer, timeout?: number, cancel?: moonsand.Token }
 ---@return table[]? matches, string? message, string? code, table? detail
 function Files:grep(pattern, opts)
-  check_string("files:grep", "the pattern", pattern, 2)
+  check_string("files:grep", "the pattern", pattern, 3)
   local path = type(opts) == "table" and type(opts.path) == "string" and opts.path or "."
   local full, o, code, detail = begin(self, "files:grep", path, opts, GREP)
   if not full then
@@ -385,7 +385,7 @@ local function next_change(state, opts)
   end
   local event, message, code, detail = state.watcher:next(loop.limits(opts or state.opts))
   state.over = event == nil and message == nil
-  return event, message, code, detail
+  return errors.outcome(errors.attribute(state.box, event, message, code, detail))
 end
 
 --- An iterator of what happens in a directory: { event, path }, the event "created", "modified",
@@ -400,7 +400,7 @@ function Files:watch(path, opts)
   if not full then
     return nil, o, code, detail
   elseif o.interval and not (o.interval > 0) then
-    errors.raise(2, "files:watch: interval must be a positive number of seconds, not %s", o.interval)
+    errors.raise(3, "files:watch: interval must be a positive number of seconds, not %s", o.interval)
   end
   local watcher, message
   watcher, message, code, detail =
@@ -456,10 +456,10 @@ end
 
 --- Two paths and the options.
 local function begin_pair(self, call, from, to, opts)
-  check_string(call, "the second path", to, 3)
-  opts = options.check(call, opts, PLAIN, 3)
-  check_string(call, "the path", from, 3)
-  self.box:check_open(call, 3)
+  check_string(call, "the second path", to, 4)
+  opts = options.check(call, opts, PLAIN, 4)
+  check_string(call, "the path", from, 4)
+  self.box:check_open(call, 4)
   local source, message, code, detail = paths.resolve(self.box, from)
   local target
   if source then
@@ -509,7 +509,7 @@ end
 ---@return true|nil ok, string? message, string? code, table? detail
 function Files:chmod(path, mode, opts)
   if type(mode) ~= "string" then
-    errors.raise(2, 'files:chmod: the mode must be a string such as "755" or "u+x", got %s%s',
+    errors.raise(3, 'files:chmod: the mode must be a string such as "755" or "u+x", got %s%s',
       type(mode), type(mode) == "number" and " (755 would be decimal)" or "")
   end
   local full, o, code, detail = begin(self, "files:chmod", path, opts, PLAIN)
@@ -521,7 +521,7 @@ end
 
 local function check_owner(what, value)
   if value ~= nil and type(value) ~= "string" and (type(value) ~= "number" or value % 1 ~= 0) then
-    errors.raise(3, "files:chown: the %s must be a name or a whole number, got %s", what,
+    errors.raise(4, "files:chown: the %s must be a name or a whole number, got %s", what,
       options.quote(value))
   end
 end
@@ -571,7 +571,7 @@ local DOWNLOAD = known { progress = "callable", max = "number|string", limit = "
 ---@return moonsand.Transfer? summary
 ---@return string? message, string? code, table? detail
 function Files:upload(host_path, path, opts)
-  check_string("files:upload", "the host's path", host_path, 2)
+  check_string("files:upload", "the host's path", host_path, 3)
   local full, o, code, detail = begin(self, "files:upload", path, opts, UPLOAD)
   if not full then
     return nil, o, code, detail
@@ -591,7 +591,7 @@ end
 ---@return moonsand.Transfer? summary
 ---@return string? message, string? code, table? detail
 function Files:download(path, host_path, opts)
-  check_string("files:download", "the host's path", host_path, 2)
+  check_string("files:download", "the host's path", host_path, 3)
   local full, o, code, detail = begin(self, "files:download", path, opts, DOWNLOAD)
   if not full then
     return nil, o, code, detail
@@ -605,6 +605,16 @@ function Files:download(path, host_path, opts)
     return nil, message, code, detail
   end
   return ask(self, "download", full, host_path, max, limit, o)
+end
+
+--- Each call, so that whatever fails in it says whose sandbox it was. (It stands between the call and
+--- its caller: that is the one more in the levels of what raises here.)
+for name, call in pairs(Files) do
+  if type(call) == "function" and name:find "^%a" then
+    Files[name] = function(self, ...)
+      return errors.outcome(errors.attribute(self.box, call(self, ...)))
+    end
+  end
 end
 
 ---@param box moonsand.Sandbox

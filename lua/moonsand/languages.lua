@@ -129,10 +129,20 @@ local NODE = [[
 })(require("module"), require("fs"), require("path"));
 ]]
 
+--- Whether some line begins with this word, and one of these follows it.
+local function has_line(code, word, follows)
+  for at in code:gmatch("\n[^%S\n]*" .. word .. "()") do
+    if code:find("^%s*" .. follows, at) then
+      return true
+    end
+  end
+  return false
+end
+
 --- Text that only works as an ES module.
 local function node_variant(code)
   code = "\n" .. code
-  if code:find "\n%s*import%s*[%w_${*\"']" or code:find "\n%s*export%s*[%w_{*]"
+  if has_line(code, "import", "[%w_${*\"']") or has_line(code, "export", "[%w_{*]")
     or code:find "\n[%w_$ =%[%]{},(]*await[%s(]" and not code:find("require(", 1, true) then
     return { file = "main.mjs", code = { "$tool", "$file" } }
   end

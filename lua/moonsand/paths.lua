@@ -7,6 +7,21 @@ local M = {}
 
 local MAX = 4095
 
+--- A path without the slashes at its end: "" of "/".
+---@param path string
+---@return string
+function M.bare(path)
+  return path:match "^.*[^/]" or ""
+end
+
+--- The last name of a path; "/" of the root.
+---@param path string
+---@return string
+function M.name(path)
+  local bare = M.bare(path)
+  return bare == "" and "/" or bare:match "^.*/(.*)$" or bare
+end
+
 --- A path in a directory; an absolute one as it is.
 ---@param directory string
 ---@param path string
@@ -15,7 +30,7 @@ function M.join(directory, path)
   if path:sub(1, 1) == "/" then
     return path
   end
-  return directory:gsub("/+$", "") .. "/" .. path
+  return M.bare(directory) .. "/" .. path
 end
 
 --- An absolute path: relative ones begin at the sandbox's working directory.

@@ -7,6 +7,7 @@ local change = require "moonsand.portable.change"
 local look = require "moonsand.portable.look"
 local processes = require "moonsand.portable.processes"
 local shell = require "moonsand.portable.shell"
+local texts = require "moonsand.text"
 local transfer = require "moonsand.portable.transfer"
 local watch = require "moonsand.portable.watch"
 
@@ -47,10 +48,7 @@ function M.environment(driver, limits)
   if not text then
     return nil, message, code, detail
   end
-  local variables = {}
-  for name, value in text:gmatch "([^=%z]+)=([^%z]*)%z" do
-    variables[name] = value
-  end
+  local variables = texts.variables(text)
   variables.LC_ALL = nil -- ours
   return variables
 end

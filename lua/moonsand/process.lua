@@ -629,6 +629,9 @@ function Process:wait_for(what, opts)
   end
   local matches = what
   if type(what) == "string" then
+    if not pcall(string.find, "", what) then
+      errors.raise(2, "process:wait_for: %s is no pattern", options.quote(what))
+    end
     matches = function(line)
       return line:find(what)
     end

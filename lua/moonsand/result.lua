@@ -2,6 +2,7 @@
 
 local errors = require "moonsand.errors"
 local signals = require "moonsand.signals"
+local texts = require "moonsand.text"
 
 local M = {}
 
@@ -24,8 +25,8 @@ local M = {}
 ---@field stdout string
 ---@field stderr string
 ---@field truncated false|table<string, { at: integer, dropped: integer }>
----@field stdout_bytes? integer all that came, kept or not; nil when it was discarded inside
----@field stderr_bytes? integer
+---@field stdout_bytes integer all that came, kept or not; 0 when it was discarded inside
+---@field stderr_bytes integer also 0 when it went into stdout
 ---@field pipes_held boolean something else still holds its output open
 ---@field duration number seconds
 ---@field pid integer
@@ -104,7 +105,7 @@ function M.new(exit, streams, limits)
   r.ok = r.status == "exited" and r.exit_code == 0
   for _, name in ipairs { "stdout", "stderr" } do
     local stream = streams[name]
-    r[name] = ""
+    r[name], r[name .. "_bytes"] = "", 0
     if stream then
       local text, at, dropped = stream:excerpt()
       r[name] = text
@@ -116,10 +117,6 @@ function M.new(exit, streams, limits)
     end
   end
   return r
-end
-
-local function last_line(text)
-  return text:match "([^\n]*%S[^\n]*)%s*$"
 end
 
 local codes = {
@@ -137,7 +134,7 @@ function M.check(r)
   if r.ok then
     return r
   end
-  local last = last_line(r.stderr)
+  local last = texts.last_line(r.stderr)
   return errors.fail(codes[r.status], headline(r) .. (last and ": " .. last or ""),
     { started = true, result = r })
 end

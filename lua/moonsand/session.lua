@@ -3,6 +3,7 @@
 --- Where a service has sessions of its own, its driver's `session` is used.
 
 local callbacks = require "moonsand.process.callbacks"
+local calls = require "moonsand.files.calls"
 local errors = require "moonsand.errors"
 local frame = require "moonsand.session.frame"
 local loop = require "moonsand.loop"
@@ -15,6 +16,7 @@ local results = require "moonsand.result"
 local shell = require "moonsand.portable.shell"
 local signals = require "moonsand.signals"
 local tasks = require "moonsand.task"
+local texts = require "moonsand.text"
 
 local M = {}
 
@@ -32,6 +34,10 @@ local ATTEMPTS = 5
 
 --- How long a shell may take to say hello, if the caller does not say.
 local HELLO = 30
+
+--- What is taken without a wait: then limits are looked at, and others have a turn. What a shell may
+--- say before it has said who it is.
+local BURST, MAX_HELLO = 1024 * 1024, 64 * 1024
 
 local OPEN = {
   cwd = "string", env = "table", env_file = "string", clear_env = "boolean",
@@ -81,39 +87,56 @@ end
 ---@field readers table<string, moonsand.FrameReader>
 ---@field out table<string, moonsand.Pipe> what it wrote
 ---@field handlers? table<string, function[]>
+---@field taken integer bytes since the last wait
 ---@field began number
 
 local NAMES = { "stdout", "stderr" }
 
---- Takes what is there from both pipes. True: there was something.
+--- Takes what is there from both pipes, but no more than BURST of each: more may come for ever. True:
+--- there was something.
 local function drain(run)
-  local program, moved = run.session.process.program, false
+  local program, moved = run.session.process.program, 0
   for _, name in ipairs(NAMES) do
-    local reader, emit = run.readers[name], run.emit[name]
-    while true do
+    local reader, emit, most = run.readers[name], run.emit[name], moved + BURST
+    while moved < most do
       local data = program[name]:take("chunk", 0)
       if not data then
         break
       end
-      moved = true
+      moved = moved + #data
       reader:feed(data, emit)
+      if run.handlers then
+        callbacks.pump(run.handlers, run.out)
+      end
     end
   end
-  if moved and run.handlers then
-    callbacks.pump(run.handlers, run.out)
+  run.taken = run.taken + moved
+  return moved > 0
+end
+
+--- Ends the shell, and with it the session. What was kept back is output.
+local function end_shell(run)
+  drain(run)
+  for _, name in ipairs(NAMES) do
+    run.readers[name]:finish(run.emit[name])
   end
-  return moved
+  run.session.closed = run.session.closed or "ended"
+  run.session.process:close()
 end
 
 --- How it ended: exit; nil when that is not known yet; or a failure.
 local function ended(run)
   local stdout, stderr = run.readers.stdout, run.readers.stderr
-  if stdout:done() and stderr:done() then
-    local status, jobs = stdout:status()
-    if status and stdout.lost then
-      return fail(run.session, "lost", "the shell did not take the command",
-        { started = false, retry = true })
-    elseif status then
+  if stdout:done() then
+    local status, jobs = stdout:status() -- or whether it can never be told
+    if not status and jobs then
+      end_shell(run)
+      return fail(run.session, "protocol", "the shell's answer makes no sense", { started = true })
+    elseif status and stderr:done() then
+      if stdout.lost then
+        return fail(run.session, "lost", "the shell did not take the command",
+          { started = false, retry = true })
+      end
       run.session.jobs = jobs
       return { exit_code = status }
     end
@@ -144,14 +167,23 @@ local function await_end(run, limits)
     end
     if not drain(run) then
       local deadline = math.min(limits.deadline or math.huge, run.again_at)
+      run.taken = 0
       message, code, detail = loop.wait({ deadline = deadline, token = limits.token,
         shield = limits.shield }, program.stdout, program.stderr, program:waitable())
-      if message and code ~= "timeout" then
-        return nil, message, code, detail, true
-      end
+    elseif run.taken >= BURST then
+      run.taken = 0
+      message, code, detail = calls.turn(limits)
+    end
+    if message and code ~= "timeout" then
+      return nil, message, code, detail, true
     end
     local now = loop.now()
-    if limits.deadline and now >= limits.deadline and not drain(run) then
+    if limits.deadline and now >= limits.deadline then
+      drain(run) -- it may have come in time
+      exit, message, code, detail = ended(run)
+      if exit or message then
+        return exit, message, code, detail
+      end
       return nil, "timed out", "timeout", {}, true
     elseif now >= run.again_at then
       ask_again(run)
@@ -193,12 +225,7 @@ local function stop(run, grace)
   local exit = grace and grace > 0 and press(run, "TERM", grace)
   exit = exit or press(run, "KILL", STOPPED)
   if not exit then
-    drain(run)
-    for _, name in ipairs(NAMES) do
-      run.readers[name]:finish(run.emit[name])
-    end
-    run.session.closed = run.session.closed or "ended"
-    run.session.process:close()
+    end_shell(run)
     return { signal_number = signals.numbers.KILL }
   end
   return exit
@@ -212,6 +239,7 @@ local function new_run(self, opts, max_output)
     readers = { stdout = frame.reader(token), stderr = frame.reader(token) },
     out = { stdout = pipes.new(max_output), stderr = pipes.new(max_output) },
     emit = {},
+    taken = 0,
     began = loop.now(),
     pause = AGAIN,
     again_at = loop.now() + AGAIN,
@@ -292,6 +320,7 @@ local function perform(self, command, opts, limits, max_output)
     reason = code == "timeout" and "timeout" or "cancel"
     exit = stop(run, opts.grace)
   elseif not exit then
+    remove_input(self, path)
     return nil, message, code, detail
   end
   if run.handlers then
@@ -428,10 +457,7 @@ function Session:getenv(name, opts)
   if not text then
     return nil, message, code, detail
   end
-  local variables = {}
-  for key, value in text:gmatch "([^=%z]+)=([^%z]*)%z" do
-    variables[key] = value
-  end
+  local variables = texts.variables(text)
   variables._ = nil -- bash's, of that very command
   if name then
     return variables[name]
@@ -486,6 +512,8 @@ local function await_hello(self, limits)
     elseif program:ended() then
       code = "closed"
       break
+    elseif #said > MAX_HELLO then
+      return fail(self, "protocol", "the shell says anything but who it is")
     end
     message, code, detail = loop.wait(limits, program.stdout, program:waitable())
     ok = not message

@@ -30,7 +30,7 @@ end
 --- What `read` is asked for: a kind that `take` knows and a count. As in `io`, with or without `*`.
 local function parse_what(call, what, opts, self)
   if type(what) == "number" then
-    if what < 0 or what % 1 ~= 0 then
+    if what < 0 or what % 1 ~= 0 or what > 2 ^ 53 then
       errors.raise(3, "%s: cannot read %s bytes", call, what)
     end
     return "n", what

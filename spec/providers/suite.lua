@@ -64,6 +64,65 @@ return function(name, opts)
       return r.stdout
     end
 
+    it("every failure says whose it is, and nothing that is ours", function()
+      local files, host = box.files, support.directory()
+      assert(files:write("f", "text"))
+      local calls = {
+        stat = function() return files:stat "/none" end,
+        exists = function() return files:exists "" end,
+        list = function() return files:list "/none" end,
+        depth = function() return files:list(".", { depth = 0 }) end,
+        limit = function() return files:list(".", { limit = -1 }) end,
+        search = function() return files:search "" end,
+        read = function() return files:read "/none" end,
+        directory = function() return files:read "/tmp" end,
+        offset = function() return files:read("f", { offset = 1e19 }) end,
+        max = function() return files:read("f", { max = 1 }) end,
+        late = function() return files:read("f", { timeout = 0, max = "nothing" }) end,
+        long = function() return files:read(("x"):rep(5000)) end,
+        write = function() return files:write("f/x", "") end,
+        many = function() return files:write_many { { "f/x", "" } } end,
+        replace = function() return files:replace("/none", "a", "b") end,
+        empty = function() return files:replace("f", "", "b") end,
+        open = function() return files:open "/none" end,
+        grep = function() return files:grep("x", { path = "/none" }) end,
+        pattern = function() return files:grep "[" end,
+        lines = function() return files:grep("t", { limit = 0 }) end,
+        watch = function() return files:watch "/none" end,
+        mkdir = function() return files:mkdir "/tmp" end,
+        mode = function() return files:mkdir("x", { mode = "rw" }) end,
+        remove = function() return files:remove "/none" end,
+        move = function() return files:move("/none", "/tmp/x") end,
+        copy = function() return files:copy("/none", "/tmp/x") end,
+        nowhere = function() return files:copy("f", "") end,
+        chmod = function() return files:chmod("/none", "755") end,
+        chown = function() return files:chown("/none", 0) end,
+        upload = function() return files:upload(host .. "/none", "x") end,
+        download = function() return files:download("/none", host .. "/x") end,
+        into = function() return files:download("f", host .. "/none/x") end,
+        run = function() return box:run "/none.py" end,
+        nothing = function() return box:run "" end,
+        what = function() return box:run "f" end,
+        language = function() return box:run_code("1", { language = "none" }) end,
+        packages = function() return box:run_code("1", { packages = { "x" } }) end,
+        helper = function() return box:python("1", { packages = { "x" } }) end,
+        check = function() return box:exec("exit 3", { check = true }) end,
+      }
+      for call, fn in pairs(calls) do
+        local value, message, code, detail = fn()
+        assert.is_nil(value, call)
+        assert.is_string(code, call)
+        assert.same({ call, box.provider, message, code }, { call, detail.provider, detail.message,
+          detail.code })
+        assert.is_nil(detail.portable, call)
+      end
+      local events = assert(files:watch ".")
+      local event, _, code, detail = events:next { timeout = 0.05 }
+      assert.is_nil(event)
+      assert.same({ "timeout", box.provider }, { code, detail.provider })
+      events:close()
+    end)
+
     describe("life", function()
       it("knows itself", function()
         local info = box:info()

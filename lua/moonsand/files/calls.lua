@@ -302,20 +302,4 @@ function M.work(driver, argv, spec, limits, fn, ...)
   return close_and_pass(self, pcall(fn, self, ...))
 end
 
---- What was passed over, for users: { path, message, code } each. `nil` if there is nothing.
----@param skipped { path: string, errno: integer }[]
----@param root string
----@return table[]
-function M.skipped(skipped, root)
-  local list = {}
-  for i, skip in ipairs(skipped) do
-    list[i] = {
-      path = skip.path == "" and root or M.join(root, skip.path),
-      message = core.strerror(skip.errno),
-      code = errors.code(skip.errno),
-    }
-  end
-  return list
-end
-
 return M

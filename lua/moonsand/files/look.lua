@@ -5,6 +5,8 @@ local core = require "moonsand.core"
 local errors = require "moonsand.errors"
 local modes = require "moonsand.files.mode"
 local options = require "moonsand.options"
+local paths = require "moonsand.paths"
+local skips = require "moonsand.files.skipped"
 
 local M = {}
 
@@ -27,7 +29,7 @@ local permissions = setmetatable({}, {
 --- From what the core tells to what users get.
 local function complete(entry, path)
   entry.path = path
-  entry.name = path:match "([^/]+)/*$" or "/"
+  entry.name = paths.name(path)
   entry.permissions = permissions[entry.mode]
   entry.owner, entry.group = name_of(entry.uid), name_of(entry.gid)
   entry.uid, entry.gid = nil, nil
@@ -51,7 +53,7 @@ end
 --- Reads a worker's entries into a list, sorted by path; what was told twice is in it once. What is
 --- more than `limit` is a failure, with those that fit in `detail.entries`.
 local function collect(worker, limit, root)
-  local found, sorted, skipped = {}, {}, {}
+  local found, sorted, skipped = {}, {}, skips.new(root, limit)
   while true do
     local kind, a, b, detail = worker:record()
     if not kind then
@@ -71,17 +73,15 @@ local function collect(worker, limit, root)
         sorted[#sorted + 1] = path
         found[path] = complete(a, path)
       end
-    elseif kind == "skipped" and #skipped < limit then
-      skipped[#skipped + 1] = { path = b, errno = a }
+    elseif kind == "skipped" then
+      skipped:add(b, a)
     end
   end
   table.sort(sorted)
   for i, path in ipairs(sorted) do
     sorted[i] = found[path]
   end
-  if #skipped > 0 then
-    sorted.skipped = calls.skipped(skipped, root)
-  end
+  sorted.skipped = skipped.list[1] and skipped.list
   return sorted
 end
 

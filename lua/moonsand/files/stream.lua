@@ -180,7 +180,7 @@ local function seek(stream, whence, offset)
   if whence ~= "set" and whence ~= "cur" and whence ~= "end" then
     errors.raise(2, 'stream:seek: whence must be "set", "cur" or "end", got %s',
       options.quote(whence))
-  elseif type(offset) ~= "number" or offset % 1 ~= 0 then
+  elseif type(offset) ~= "number" or offset % 1 ~= 0 or math.abs(offset) > 2 ^ 53 then
     errors.raise(2, "stream:seek: the offset must be a whole number, got %s",
       options.quote(offset))
   elseif stream.closed then

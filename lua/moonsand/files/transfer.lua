@@ -8,6 +8,7 @@ local host = require "moonsand.files.host"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
 local reading = require "moonsand.files.read"
+local skips = require "moonsand.files.skipped"
 local trees = require "moonsand.files.tree"
 local writing = require "moonsand.files.write"
 
@@ -134,8 +135,10 @@ end
 
 --- Feeds the worker; false when it does not want more.
 local function send(worker, pack, skipped, advance)
+  local passed = {}
   while true do
-    local data = pack:read(skipped)
+    local data = pack:read(passed)
+    skipped:take(passed)
     if not data then
       worker:shutdown()
       return true
@@ -162,7 +165,7 @@ local function upload_tree(driver, host_path, path, o, limits)
   if not pack then
     return host.failure("read", host_path, errno)
   end
-  local skipped = {}
+  local skipped = skips.new(host_path)
   local advance = meter(o.progress, function()
     return total
   end, limits)
@@ -180,7 +183,7 @@ local function upload_tree(driver, host_path, path, o, limits)
         return worker:cut_off()
       end
       local entries, bytes = pack:counts()
-      return summary(entries, bytes, calls.skipped(skipped, host_path))
+      return summary(entries, bytes, skipped.list)
     end)
 end
 
@@ -201,6 +204,7 @@ local function judge(worker, host_path, state, errno, at)
 end
 
 local function receive(worker, unpack, host_path, skipped, advance)
+  local passed = {}
   while true do
     local data, message, code, detail = worker:chunk()
     if message then
@@ -208,7 +212,8 @@ local function receive(worker, unpack, host_path, skipped, advance)
     elseif not data then
       return worker:cut_off()
     end
-    local state, errno, at = unpack:feed(data, skipped)
+    local state, errno, at = unpack:feed(data, passed)
+    skipped:take(passed)
     if state ~= "more" and state ~= "end" then
       return judge(worker, host_path, state, errno, at)
     end
@@ -216,7 +221,7 @@ local function receive(worker, unpack, host_path, skipped, advance)
     message, code, detail = advance(bytes)
     if state == "end" then
       worker.over = true
-      return summary(entries, bytes, {})
+      return summary(entries, bytes, skipped.list)
     elseif message then
       return nil, message, code, detail
     end
@@ -228,19 +233,13 @@ local function download_tree(driver, path, host_path, max, limit, o, limits)
   if not unpack then
     return host.failure("write", host_path, errno)
   end
-  local skipped = {}
+  local skipped = skips.new(path)
   local advance = meter(o.progress, function()
     local _, bytes = unpack:total()
     return bytes
   end, limits)
-  local done, message, code, detail = host.with(unpack, calls.work, driver,
-    { "pack", path, o.progress and "1" or "0" }, { path = path, verb = "download" }, limits,
-    receive, unpack, host_path, skipped, advance)
-  if not done then
-    return nil, message, code, detail
-  end
-  done.skipped = calls.skipped(skipped, path)
-  return done
+  return host.with(unpack, calls.work, driver, { "pack", path, o.progress and "1" or "0" },
+    { path = path, verb = "download" }, limits, receive, unpack, host_path, skipped, advance)
 end
 
 -- ---------------------------------------------------------------- both

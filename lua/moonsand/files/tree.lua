@@ -5,22 +5,21 @@ local core = require "moonsand.core"
 local errors = require "moonsand.errors"
 local look = require "moonsand.files.look"
 local options = require "moonsand.options"
+local skips = require "moonsand.files.skipped"
 
 local M = {}
 
-local MOST_SKIPPED = 100000
-
 --- Waits for a worker's "end"; answers how many entries it counted, and what it passed over.
 function M.await(worker, root)
-  local skipped = {}
+  local skipped = skips.new(root)
   while true do
     local kind, a, b, detail = worker:record()
     if not kind then
       return nil, a, b, detail
     elseif kind == "end" then
-      return { entries = options.integer(a), skipped = calls.skipped(skipped, root) }
-    elseif kind == "skipped" and #skipped < MOST_SKIPPED then
-      skipped[#skipped + 1] = { path = b, errno = a }
+      return { entries = options.integer(a), skipped = skipped.list }
+    elseif kind == "skipped" then
+      skipped:add(b, a)
     end
   end
 end

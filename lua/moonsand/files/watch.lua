@@ -4,6 +4,7 @@
 local calls = require "moonsand.files.calls"
 local errors = require "moonsand.errors"
 local options = require "moonsand.options"
+local skips = require "moonsand.files.skipped"
 
 local M = {}
 
@@ -53,8 +54,6 @@ end
 
 -- ---------------------------------------------------------------- grep
 
-local MOST_SKIPPED = 100000
-
 local function by_place(a, b)
   if a.path ~= b.path then
     return a.path < b.path
@@ -64,15 +63,15 @@ end
 
 --- Reads what a worker finds into a list.
 local function collect(worker, root, limit)
-  local list, skipped = {}, {}
+  local list, skipped = {}, skips.new(root)
   while true do
     local kind, a, b, detail = worker:record()
     if not kind then
       return nil, a, b, detail
     elseif kind == "end" then
       break
-    elseif kind == "skipped" and #skipped < MOST_SKIPPED then
-      skipped[#skipped + 1] = { path = b, errno = a }
+    elseif kind == "skipped" then
+      skipped:add(b, a)
     elseif kind == "match" then
       if #list == limit then
         return errors.fail("too_large", ("%s: more than %d lines"):format(worker.what, limit),
@@ -83,9 +82,7 @@ local function collect(worker, root, limit)
     end
   end
   table.sort(list, by_place)
-  if #skipped > 0 then
-    list.skipped = calls.skipped(skipped, root)
-  end
+  list.skipped = skipped.list[1] and skipped.list
   return list
 end
 
@@ -108,7 +105,7 @@ function M.grep(driver, path, pattern, plain, limit, limits)
       options.quote(pattern))
     detail.message = message
   end
-  detail.portable = code == "unsupported"
+  detail.portable = code == "unsupported" or nil
   return nil, message, code, detail
 end
 

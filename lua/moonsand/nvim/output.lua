@@ -148,7 +148,7 @@ local function visible(line)
   if not line:find "[\r\27]" then
     return line
   end
-  return (line:gsub("\r+$", ""):gsub("^.*\r", "")
+  return ((line:match "^.*[^\r]" or ""):gsub("^.*\r", "")
     :gsub("\27%][^\7\27]*\7?", "") -- titles, links
     :gsub("\27%[[0-?]*[ -/]*[@-~]", "") -- colors, movements
     :gsub("\27%[[0-?]*[ -/]*$", "") -- one that is still to come

@@ -6,7 +6,10 @@ local errors = require "moonsand.errors"
 local look = require "moonsand.portable.look"
 local modes = require "moonsand.files.mode"
 local options = require "moonsand.options"
+local paths = require "moonsand.paths"
 local shell = require "moonsand.portable.shell"
+local skips = require "moonsand.files.skipped"
+local texts = require "moonsand.text"
 
 local M = {}
 
@@ -236,29 +239,31 @@ cp -p -- "$1" "$2" && printf '\0001\000'
 
 --- As `files:copy`, of absolute paths.
 function M.copy(driver, from, to, limits)
-  local target = #to > 1 and to:gsub("/+$", "") or to
+  local target = paths.bare(to)
+  target = target == "" and "/" or target
   local text, stderr, code, detail = shell.run(driver, COPY, { from, target },
     shell.doing("copy", from), limits)
   if not text then
     return nil, stderr, code, detail
   end
-  local count, skipped = 0, {}
-  for path in text:gmatch "(/[^%z]*)%z" do
-    skipped[#skipped + 1] =
-      { path = path, message = "it is no file, directory or link", code = "unsupported" }
+  local count, skipped = 0, skips.new "/"
+  for path in text:gmatch "/[^%z]*" do
+    skipped:tell(path, "it is no file, directory or link", "unsupported")
   end
   for number in text:gmatch "%z(%d+)%z" do
     count = count + tonumber(number)
   end
   for line in stderr:gmatch "[^\n]+" do
-    local path, why = line:match "^cp: [^/]*(/.-)'?[^'/]*: ([^:]+)$"
+    local about, why = texts.blame(line)
+    local path = about and about:match "^cp: [^/]*(/.*)$"
     if path then
-      skipped[#skipped + 1] = { path = path:gsub("/%./", "/"):gsub("'$", ""), message = why,
-        code = shell.code_of(line) or "provider" }
+      path = path:match "^(.*)'[^'/]*$" or path
+      path = path:gsub("/%./", "/"):gsub("'$", "")
+      skipped:tell(path, why, shell.code_of(line) or "provider")
       count = count - 1
     end
   end
-  return { entries = options.integer(math.max(0, count)), skipped = skipped }
+  return { entries = options.integer(math.max(0, count)), skipped = skipped.list }
 end
 
 --- As `files:chmod`, of an absolute path.

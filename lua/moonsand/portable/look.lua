@@ -5,13 +5,17 @@ local errors = require "moonsand.errors"
 local match = require "moonsand.portable.match"
 local modes = require "moonsand.files.mode"
 local options = require "moonsand.options"
+local paths = require "moonsand.paths"
 local shell = require "moonsand.portable.shell"
+local skips = require "moonsand.files.skipped"
+local texts = require "moonsand.text"
 
 local M = {}
 
 --- What `stat` says in one line before the name. Both GNU's and busybox's know these.
 local FORMAT = "%f %s %u %g %Y %U %G %y %n"
-local FIELDS = "(%x+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) (%S+) (%S+ %S+ %S+) "
+local FIELDS = "^(%x+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) (%S+) (%S+ %S+ %S+) "
+local LONGEST = 1024
 
 --- For the names that it is given: their number, they themselves, what stat says of them, and the
 --- targets of links, each part ended by a NUL.
@@ -40,7 +44,7 @@ local function entry_of(path, raw, size, uid, gid, seconds, owner, group, stamp,
   local fraction = tonumber(stamp:match " %S*(%.%d+)" or "0")
   local kind = types[(mode - mode % 4096) / 4096] or "other"
   return {
-    name = path:match "([^/]+)/*$" or "/",
+    name = paths.name(path),
     path = path,
     type = kind,
     size = number(size),
@@ -74,6 +78,9 @@ local function each_entry(text, fn)
     local names = {}
     for i = 1, tonumber(count) or 0 do
       names[i] = next_part()
+      if not names[i] then
+        return false
+      end
     end
     local stats, at = next_part(), 1
     if not stats then
@@ -81,11 +88,12 @@ local function each_entry(text, fn)
     end
     for _, name in ipairs(names) do
       local target = next_part()
-      local from, to, a, b, c, d, e, f, g, h = stats:find(FIELDS, at)
+      local _, to, a, b, c, d, e, f, g, h = stats:sub(at, at + LONGEST):find(FIELDS)
+      to = to and at + to - 1
       -- the line of one that has vanished is not there
       if not target then
         return false
-      elseif from == at and stats:sub(to + 1, to + #name + 1) == name .. "\n" then
+      elseif to and stats:sub(to + 1, to + #name + 1) == name .. "\n" then
         at = to + #name + 2
         fn(entry_of(name, a, b, c, d, e, f, g, h, target))
       end
@@ -142,18 +150,16 @@ local KERNEL = "( -path /proc -o -path /sys -o -path /dev ) -prune -o"
 
 --- What find could not read, by its messages.
 local function skipped_of(stderr)
-  local list = {}
+  local skipped = skips.new "/"
   for line in stderr:gmatch "[^\n]+" do
-    local path, why = line:match "^find: [^/]*(/.-)[^%w%p]*['\"]?: ([^:]+)$"
+    local about, why = texts.blame(line)
+    local path = about and about:match "^find: [^/]*(/.*)$"
     if path then
-      list[#list + 1] = {
-        path = (path:gsub("['\"]$", "")),
-        message = why,
-        code = shell.code_of(line) or "provider",
-      }
+      path = path:gsub("['\"]$", ""):match "^.*[%w%p]" -- in quotes of whatever kind
+      skipped:tell(path, why, shell.code_of(line) or "provider")
     end
   end
-  return list[1] and list or nil
+  return skipped.list[1] and skipped.list
 end
 
 local function by_path(a, b)
@@ -162,7 +168,7 @@ end
 
 --- Those below a directory that `wanted` says yes to.
 local function gather(driver, path, depth, limit, wanted, verb, limits)
-  local base = #path > 1 and path:gsub("/+$", "") or path
+  local base = paths.bare(path)
   base = base == "" and "/" or base
   local prune = wanted and base == "/" and KERNEL or ""
   local text, stderr, code, detail = shell.run(driver, LIST,

@@ -4,6 +4,7 @@ local core = require "moonsand.core"
 local errors = require "moonsand.errors"
 local options = require "moonsand.options"
 local shell = require "moonsand.portable.shell"
+local texts = require "moonsand.text"
 
 local M = {}
 
@@ -60,18 +61,8 @@ local function token()
 end
 
 local function integer(text)
-  return text and options.integer(tonumber(text))
-end
-
---- The words of a command line.
-local function words(text)
-  local list = {}
-  for word in text:gmatch "([^%z]*)%z" do
-    list[#list + 1] = word
-  end
-  local last = text:match "([^%z]+)$" -- a process may write over its own
-  list[#list + 1] = last
-  return list
+  local number = tonumber(text or "")
+  return number and options.integer(number)
 end
 
 --- What is kept for `sample` besides the row.
@@ -86,7 +77,7 @@ local function row_of(stat, status, cmdline, uptime, booted, users)
   end
   local cpu_time = ((tonumber(fields[12]) or 0) + (tonumber(fields[13]) or 0)) / TICKS
   local started = (tonumber(fields[20]) or 0) / TICKS
-  local argv, uid = words(cmdline), status:match "Uid:%s+(%d+)"
+  local argv, uid = texts.words(cmdline), status:match "Uid:%s+(%d+)"
   local age = uptime - started
   return {
     pid = integer(pid),
@@ -113,15 +104,19 @@ end
 local function each(text, mark, fn)
   local own, uptime, booted, names, at =
     text:match "^(%d+) ([%d.]+) (%d+)%z([^%z]*)%z()"
-  if not own then
+  uptime = tonumber(uptime or "")
+  if not uptime then
     return false
   end
   local users = {}
-  for uid, name in names:gmatch "(%d+) ([^\n]+)" do
-    users[uid] = name ~= "UNKNOWN" and name or nil
+  for line in names:gmatch "[^\n]+" do
+    local uid, name = line:match "^(%d+) (.+)$"
+    if uid and name ~= "UNKNOWN" then
+      users[uid] = name
+    end
   end
   local separator = mark .. "\0"
-  own, uptime, booted = tonumber(own), tonumber(uptime), tonumber(booted)
+  own, booted = tonumber(own), tonumber(booted)
   while true do
     local from = select(2, text:find(separator, at, true))
     local to = from and text:find(separator, from + 1, true)
@@ -147,9 +142,12 @@ function M.ps(driver, limits)
   if not text then
     return nil, message, code, detail
   end
-  each(text, mark, function(row)
+  local sane = each(text, mark, function(row)
     rows[#rows + 1] = row
   end)
+  if not sane then
+    return errors.fail("protocol", "ps: what its commands say makes no sense")
+  end
   table.sort(rows, function(a, b)
     return a.pid < b.pid
   end)
@@ -280,12 +278,16 @@ function M.metrics(driver, limits)
     return nil, message, code, detail
   end
   local value, ups, uses = {}, {}, {}
-  for key, number in text:gmatch "(%l[%l_]*) (%d[%d.]*)[^\n]*\n" do
-    value[key] = tonumber(number)
-    if key == "up" then
-      ups[#ups + 1] = tonumber(number)
-    elseif key == "usec" or key == "ticks" then
-      uses[#uses + 1] = tonumber(number) / (key == "usec" and 1e6 or TICKS)
+  for line in text:gmatch "[^\n]+" do
+    local key, number = line:match "^(%l[%l_]*) (%d[%d.]*)"
+    number = key and tonumber(number)
+    if number then
+      value[key] = number
+    end
+    if number and key == "up" then
+      ups[#ups + 1] = number
+    elseif number and (key == "usec" or key == "ticks") then
+      uses[#uses + 1] = number / (key == "usec" and 1e6 or TICKS)
     end
   end
   if #ups < 2 or #uses < 2 or not value.total then

@@ -1,18 +1,23 @@
 --- Runs a small POSIX script inside a sandbox, for what its provider cannot do. Names go in as
 --- arguments, data as stdin: nothing is ever put into the text of a script.
 
+local calls = require "moonsand.files.calls"
 local environment = require "moonsand.environment"
 local errors = require "moonsand.errors"
 local feed = require "moonsand.files.feed"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
 local signals = require "moonsand.signals"
+local texts = require "moonsand.text"
 
 local M = {}
 
 --- What a script may say at most; how long it may take to clean up, and to die.
 local MAX = 64 * 1024 * 1024
 local GRACE, KILLED = 0.5, 5
+
+--- After so many bytes without a wait limits are looked at, and others have a turn.
+local BURST = 1024 * 1024
 
 -- ---------------------------------------------------------------- why a command failed
 
@@ -48,7 +53,7 @@ local CODES = {
 ---@param message string
 ---@return string?
 function M.code_of(message)
-  local last = message:match ": ([^:\n]+)%s*$"
+  local last = texts.reason(message)
   return last and CODES[last:lower()]
 end
 
@@ -84,6 +89,7 @@ local MEANING = {
 ---@field private limits moonsand.Limits
 ---@field private what string
 ---@field private path? string
+---@field private taken integer bytes since the last wait
 local Script = {}
 Script.__index = Script
 
@@ -126,6 +132,7 @@ function M.start(driver, script, args, opts, limits)
     limits = limits,
     what = opts.what,
     path = opts.path,
+    taken = 0,
   }, Script)
   if not program then
     return fail(self, code, message, detail)
@@ -163,9 +170,18 @@ end
 --- The next bytes of its output; nil at the end; or nil, message, code, detail, and it is over.
 ---@return string? data, string? message, string? code, table? detail
 function Script:chunk()
+  if self.taken >= BURST then
+    self.taken = 0
+    local message, code, detail = calls.turn(self.limits)
+    if message then
+      self:kill()
+      return fail(self, code, message, detail)
+    end
+  end
   while true do
     local data, why = self.program.stdout:take("chunk", 0)
     if data then
+      self.taken = self.taken + #data
       return data
     elseif why == "eof" then
       return nil
@@ -173,6 +189,7 @@ function Script:chunk()
       self:kill()
       return fail(self, "lost", "its output ended")
     end
+    self.taken = 0
     local message, code, detail = loop.wait(self.limits, self.program.stdout)
     if message then
       self:kill()
@@ -203,10 +220,10 @@ local function refused(self, exit, stderr)
   if meaning then
     return fail(self, meaning[1], meaning[2])
   end
-  local line = stderr:match "([^\n]*%S[^\n]*)%s*$"
+  local line = texts.last_line(stderr)
   local code = M.code_of(line or "")
   if code then
-    return fail(self, code, line:match ": ([^:\n]+)%s*$")
+    return fail(self, code, texts.reason(line))
   elseif exit.signal_number then
     return fail(self, "lost", "ended by signal " .. signals.name(exit.signal_number))
   end

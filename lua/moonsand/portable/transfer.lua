@@ -9,9 +9,12 @@ local host = require "moonsand.files.host"
 local loop = require "moonsand.loop"
 local look = require "moonsand.portable.look"
 local options = require "moonsand.options"
+local paths = require "moonsand.paths"
 local records = require "moonsand.portable.records"
 local shell = require "moonsand.portable.shell"
+local skips = require "moonsand.files.skipped"
 local tar = require "moonsand.portable.tar"
+local texts = require "moonsand.text"
 
 local M = {}
 
@@ -99,14 +102,15 @@ mkdir -p -- "$1" && cd -- "$1" && exec tar -xpf - ${2:+"$2"}
 
 --- From the host's records to tar's stream. `sink(bytes)` takes it.
 local function write_tar(pack, skipped, sink, tell)
-  local parser, left, pad = core.records(), 0, ""
+  local parser, left, pad, passed = core.records(), 0, "", {}
   local function close_file()
     local rest = ("\0"):rep(left) .. pad -- of a file that has shrunk meanwhile
     left, pad = 0, ""
     return rest ~= "" and rest or nil
   end
   while true do
-    local data = pack:read(skipped)
+    local data = pack:read(passed)
+    skipped:take(passed)
     if not data then
       break
     end
@@ -139,7 +143,7 @@ local function write_tar(pack, skipped, sink, tell)
 end
 
 local function upload_tree(driver, host_path, path, o, limits)
-  local skipped, total = {}, 0
+  local skipped, total = skips.new(host_path), 0
   if o.progress then
     local _, bytes = core.measure(host_path)
     total = tonumber(bytes) or 0
@@ -174,12 +178,7 @@ local function upload_tree(driver, host_path, path, o, limits)
       return errors.fail("lost", opts.what .. ": not all of it was taken", { path = path })
     end
     local entries, bytes = pack:counts()
-    local list = {}
-    for i, skip in ipairs(skipped) do
-      list[i] = { path = host_path .. "/" .. skip.path, message = core.strerror(skip.errno),
-        code = errors.code(skip.errno) }
-    end
-    return { entries = whole(entries), bytes = whole(bytes), skipped = list }
+    return { entries = whole(entries), bytes = whole(bytes), skipped = skipped.list }
   end, script)
 end
 
@@ -257,17 +256,15 @@ tar $h -cf - . && exit 0
 exit 3
 ]]
 
---- What tar could not read, by its messages.
-local function skipped_of(stderr, path)
-  local list = {}
+--- Adds what tar could not read, by its messages.
+local function read_messages(stderr, skipped)
   for line in stderr:gmatch "[^\n]+" do
-    local name, why = line:match "^tar: (%./.-): .-: ([^:]+)$"
+    local about, why = texts.blame(line)
+    local name = about and about:match "^tar: (%./.-): "
     if name then
-      list[#list + 1] = { path = path .. name:sub(2), message = why,
-        code = shell.code_of(line) or "provider" }
+      skipped:tell(name:sub(3), why, shell.code_of(line) or "provider")
     end
   end
-  return list
 end
 
 --- Feeds the core with what tar sends. Answers true at its end.
@@ -276,6 +273,7 @@ local function read_tar(script, unpack, path, host_path, skipped, tell)
   local passed = {}
   local function put(record)
     local state, errno, at = unpack:feed(record, passed)
+    skipped:take(passed)
     if state == "more" or state == "end" then
       return true
     end
@@ -305,19 +303,14 @@ local function read_tar(script, unpack, path, host_path, skipped, tell)
         return errors.fail("protocol", ("download %s: tar's answer makes no sense"):format(
           options.quote(path)), { path = path })
       elseif kind == "end" then
-        ok, message, code, detail = put(records.ending(count))
-        for _, skip in ipairs(passed) do
-          skipped[#skipped + 1] = { path = path .. "/" .. skip.path,
-            message = core.strerror(skip.errno), code = errors.code(skip.errno) }
-        end
-        return ok, message, code, detail
+        return put(records.ending(count))
       elseif kind == "data" then
         ok, message, code, detail = put(records.data(value))
       elseif value.type == "other" or value.type == "link" then
-        skipped[#skipped + 1] = { path = path .. "/" .. value.path:gsub("^%./", ""),
-          message = "it is no file, directory or link", code = "unsupported" }
+        skipped:tell((value.path:gsub("^%./", "")), "it is no file, directory or link",
+          "unsupported")
       else
-        value.path = value.path:gsub("^%./?", ""):gsub("/+$", "")
+        value.path = paths.bare((value.path:gsub("^%./?", "")))
         if value.path ~= "" then
           count = count + 1
           ok, message, code, detail = put(records.entry(value))
@@ -343,7 +336,7 @@ local function download_tree(driver, path, host_path, max, limit, o, limits)
     unpack:close()
     return nil, message, code, detail
   end
-  local skipped = {}
+  local skipped = skips.new(path)
   return host.with(unpack, with_script, function()
     local tell = progress_of(o, function()
       return 0
@@ -355,11 +348,11 @@ local function download_tree(driver, path, host_path, max, limit, o, limits)
     end
     local stderr
     ok, stderr = script:drain()
-    for _, skip in ipairs(ok and skipped_of(stderr, path) or {}) do
-      skipped[#skipped + 1] = skip
+    if ok then
+      read_messages(stderr, skipped)
     end
     local entries, bytes = unpack:counts()
-    return { entries = whole(entries), bytes = whole(bytes), skipped = skipped }
+    return { entries = whole(entries), bytes = whole(bytes), skipped = skipped.list }
   end, script)
 end
 

@@ -5,6 +5,9 @@ local M = {}
 --- `on_line` gives a longer line in pieces.
 local MAX_LINE = 1024 * 1024
 
+--- More than what is read ahead of a pipe and what the kernel lets it hold.
+local MAX_PIPE = 2 * 1024 * 1024
+
 --- Splits what comes into lines for `on_line`; the last one may lack its end.
 local function line_splitter(emit)
   local rest, length = {}, 0
@@ -88,30 +91,43 @@ function M.make(process, opts)
   return handlers
 end
 
+--- A piece of one stream: how many bytes.
+local function give(list, stream)
+  local data = stream:take("chunk", 0)
+  if not data then
+    return 0
+  end
+  for _, handle in ipairs(list) do
+    handle(data)
+  end
+  return #data
+end
+
 --- Gives the callbacks a piece of each stream. They may wait, and raise.
 ---@param handlers table<string, function[]>
 ---@param program table
 ---@return boolean moved false: there was nothing
 function M.pump(handlers, program)
-  local moved = false
+  local moved = 0
   for _, name in ipairs { "stdout", "stderr" } do
-    local list = handlers[name]
-    local data = list and program[name]:take("chunk", 0)
-    if data then
-      moved = true
-      for _, handle in ipairs(list) do
-        handle(data)
-      end
+    if handlers[name] then
+      moved = moved + give(handlers[name], program[name])
     end
   end
-  return moved
+  return moved > 0
 end
 
---- Gives them the rest, and says that it was.
+--- Gives them the rest, and says that it was. What had been read ahead, and what a pipe holds, is of
+--- the program that is over; who else has the pipe may write into it for ever.
 function M.finish(handlers, program)
-  repeat
-    local moved = M.pump(handlers, program)
-  until not moved
+  for _, name in ipairs { "stdout", "stderr" } do
+    local list, stream = handlers[name], program[name]
+    local left = list and MAX_PIPE + (stream.unread and stream:unread() or 0) or 0
+    while left > 0 do
+      local count = give(list, stream)
+      left = count > 0 and left - count or 0
+    end
+  end
   for _, name in ipairs { "stdout", "stderr" } do
     for _, handle in ipairs(handlers[name] or {}) do
       handle(nil)

@@ -17,6 +17,10 @@ local core = require "moonsand.core"
 
 local M = {}
 
+--- After the second token come a number and a list of pids. More is no answer: it is output of the
+--- background, or of a shell whose \command is a function that lies.
+local MAX_TAIL = 64 * 1024
+
 --- The first line: silence for prompts, our pipes, no history. Then who it is.
 local HELLO = [[
 PS1= PS2=; exec 8>&1 7>&2 >/dev/null 2>&1
@@ -66,8 +70,9 @@ end
 ---@return integer? pid, number? uptime, boolean? bash
 function M.who(said, token)
   local pid, uptime, name = said:match(token .. "%((%d+) ([%d.]+) (%a*)%)")
-  if pid then
-    return tonumber(pid), tonumber(uptime), name == "bash"
+  uptime = tonumber(uptime or "")
+  if uptime then
+    return tonumber(pid), uptime, name == "bash"
   end
 end
 
@@ -95,14 +100,23 @@ end
 ---@field private last string
 ---@field private state "before"|"inside"|"after"
 ---@field private rest string what may be the beginning of a token
----@field tail string what came after the second token
+---@field private tail string what came after the second token
+---@field private flooded boolean more than that
 local Reader = {}
 Reader.__index = Reader
+
+local function append(self, data)
+  if #self.tail + #data > MAX_TAIL then
+    self.flooded = true
+  else
+    self.tail = self.tail .. data
+  end
+end
 
 --- What comes is scanned once; as many bytes as a token may have of them are kept back.
 function Reader:feed(data, emit)
   if self.state == "after" then
-    self.tail = self.tail .. data
+    append(self, data)
     return
   end
   local text = self.rest .. data
@@ -121,7 +135,8 @@ function Reader:feed(data, emit)
   end
   local from, to = text:find(self.last, 1, true)
   if from then
-    self.state, self.tail, self.rest = "after", text:sub(to + 1), ""
+    self.state, self.rest = "after", ""
+    append(self, text:sub(to + 1))
     text = text:sub(1, from - 1)
   else
     local kept = math.min(#text, #self.last - 1)
@@ -145,12 +160,12 @@ function Reader:done()
   return self.state == "after"
 end
 
---- The status and the jobs, once all of it is there.
----@return integer? status, integer[]? jobs
+--- The status and the jobs, once all of it is there; nil, true when it will never be.
+---@return integer? status, string[]|boolean jobs_or_flooded
 function Reader:status()
   local status, list = self.tail:match "^(%d+) ([%d\n]*)%."
   if not status then
-    return nil
+    return nil, self.flooded
   end
   local jobs = {}
   for pid in list:gmatch "%d+" do
@@ -162,8 +177,15 @@ end
 ---@param token string
 ---@return moonsand.FrameReader
 function M.reader(token)
-  return setmetatable({ first = token .. "(", last = token .. ")", state = "before", rest = "",
-    tail = "", lost = false }, Reader)
+  return setmetatable({
+    first = token .. "(",
+    last = token .. ")",
+    state = "before",
+    rest = "",
+    tail = "",
+    flooded = false,
+    lost = false,
+  }, Reader)
 end
 
 --- Interrupts a shell and kills what runs below it, but what was put into the background before: `$1`

@@ -8,6 +8,7 @@ local core = require "moonsand.core"
 local errors = require "moonsand.errors"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
+local skips = require "moonsand.files.skipped"
 
 local M = {}
 
@@ -15,7 +16,7 @@ local FORMAT = "moonsand snapshot 1"
 local SUFFIX = ".snapshot"
 local TRAILER, DIGEST = 512, 65 -- the digest is 64 digits and a newline
 local PIECE = 256 * 1024
-local MOST_SKIPPED = 100000
+local MOST_DIGITS = 15 -- no number of ours has more, and a larger one is none for Lua
 
 local function fail_errno(errno, what, path)
   return errors.errno(errno, what, { path = path })
@@ -69,6 +70,9 @@ local function read_trailer(file)
   local created, entries, base, digest = text:match("^" .. FORMAT
     .. "\nversion [%w.-]+\ncreated (%d+)\nentries (%d+)\nbase (%l+)\n *(%x+)\n$")
   if not digest or #digest ~= DIGEST - 1 then
+    return nil
+  end
+  if #created > MOST_DIGITS or #entries > MOST_DIGITS then
     return nil
   end
   return {
@@ -125,8 +129,8 @@ local function receive(worker, placed, digest, max, skipped)
       elseif kind == "end" then
         worker.over = true
         return options.integer(a), size
-      elseif kind == "skipped" and #skipped < MOST_SKIPPED then
-        skipped[#skipped + 1] = { path = b, errno = a }
+      elseif kind == "skipped" then
+        skipped:add(b, a)
       end
     end
   end
@@ -153,7 +157,7 @@ local function take(box, name, path, about, max, limits)
   if not placed then
     return fail_errno(errno, "write the snapshot", path)
   end
-  local digest, skipped = core.sha256(), {}
+  local digest, skipped = core.sha256(), skips.new "/"
   local entries, bytes, code, detail = calls.work(box, { "snapshot" },
     { path = "/", verb = "snapshot" }, limits, receive, placed, digest, max, skipped)
   local ok
@@ -166,7 +170,7 @@ local function take(box, name, path, about, max, limits)
     return nil, bytes, code, detail
   end
   local made = row(name, about)
-  made.skipped = calls.skipped(skipped, "/")
+  made.skipped = skipped.list
   return made
 end
 

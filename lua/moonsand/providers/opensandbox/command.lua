@@ -448,6 +448,16 @@ function M.make(driver, spec)
   end, self
 end
 
+--- Whether a script's stdout goes to a file: ">>DIRECTORY/1".
+local function writes_file(content)
+  for target in content:gmatch ">>(%S+)" do
+    if target:find("/1", 2, true) then
+      return true
+    end
+  end
+  return false
+end
+
 --- A command that was started before, by anybody: from the start, or from `since` on.
 ---@param driver moonsand.opensandbox.Driver
 ---@param id string
@@ -464,7 +474,7 @@ function M.attach(driver, id, opts, limits)
   end
   local content = type(status.content) == "string" and status.content or ""
   self.directory = content:match(ROOT:gsub("%p", "%%%0") .. "%x+")
-  local log = not content:find(">>%S+/1") -- stdout is execd's log, or there is no script of ours
+  local log = not writes_file(content) -- stdout is execd's log, or there is no script of ours
   local spec = { argv = { id }, stdout = true, stderr = self.directory ~= nil, stdin = false,
     max_output = opts.max_output }
   local sources = outputs.sources(spec, self.directory or "", log)

@@ -5,6 +5,8 @@ local errors = require "moonsand.errors"
 local http = require "moonsand.wire.http"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
+local paths = require "moonsand.paths"
+local texts = require "moonsand.text"
 
 local M = {}
 
@@ -72,7 +74,7 @@ function M.code_of(provider_code, message)
   elseif provider_code ~= "RUNTIME_ERROR" or type(message) ~= "string" then
     return nil
   end
-  local last = message:match ": ([^:\n]+)%s*$" or message
+  local last = texts.reason(message) or message
   if WORDS[last] then
     return WORDS[last]
   end
@@ -86,7 +88,7 @@ end
 --- The words of the system alone: "permission denied".
 ---@return string?
 function M.errno_of(message)
-  return WORDS[message:match ": ([^:\n]+)%s*$" or message]
+  return WORDS[texts.reason(message) or message]
 end
 
 local function explain(response, body)
@@ -251,7 +253,7 @@ function Service:endpoint(id, port, limits)
   elseif answer == true or type(answer.endpoint) ~= "string" then
     return errors.fail("protocol", "the OpenSandbox server named no endpoint", { provider = NAME })
   end
-  local address = answer.endpoint:gsub("/+$", "")
+  local address = paths.bare(answer.endpoint)
   if not address:find "^%a[%w+.-]*://" then
     address = self.protocol .. "://" .. address
   end
