@@ -9,6 +9,8 @@ local M = {}
 
 ---@class moonsand.NativeWatcher
 ---@field private worker moonsand.Worker
+---@field private path string
+---@field private closed boolean
 local Watcher = {}
 Watcher.__index = Watcher
 
@@ -17,6 +19,9 @@ Watcher.__index = Watcher
 function Watcher:next(limits)
   self.worker.limits = limits
   local kind, event, path, detail = self.worker:record()
+  if self.closed then
+    return errors.fail("closed", self.worker.what .. ": the iterator was closed", { path = self.path })
+  end
   if kind == "event" then
     return { event = event, path = path == "" and self.path or calls.join(self.path, path) }
   elseif kind == "end" then
@@ -29,6 +34,7 @@ function Watcher:next(limits)
 end
 
 function Watcher:close()
+  self.closed = true
   self.worker:close()
 end
 
@@ -42,7 +48,7 @@ function M.watch(driver, path, recursive, _, limits)
   end
   local kind, a, b, more = worker:record()
   if kind == "total" then
-    return setmetatable({ worker = worker, path = path }, Watcher)
+    return setmetatable({ worker = worker, path = path, closed = false }, Watcher)
   end
   worker:close()
   if kind then
