@@ -143,8 +143,9 @@ function M.metrics(driver, limits)
   if not now then
     return nil, message, code, detail
   end
-  local bound = driver.groups and driver.groups.held.memory and driver.held.memory.value
-  local total = math.min(now.memory_total, bound or now.memory_total)
+  local memory = driver.held.memory
+  local bound = memory and memory.by ~= "none" and memory.value or now.memory_total
+  local total = math.min(now.memory_total, bound)
   return {
     cpu_percent = math.max(0, 100 * (now.cpu_time - first.cpu_time) / math.max(now.at - first.at, TICK)),
     cpu_count = now.cpus,
