@@ -404,6 +404,43 @@ if len(sys.argv) == 1:
     end)
   end)
 
+  describe("an iterator that is closed while somebody waits", function()
+    local function is_closed(samples, close)
+      moonsand.run(function()
+        local waiting = moonsand.task(function()
+          return samples:next(20)
+        end)
+        moonsand.sleep(0.3)
+        close()
+        local begun = core.now()
+        fails("closed", waiting:wait())
+        assert.is_true(core.now() - begun < 10)
+      end)
+    end
+
+    it("says so", function()
+      local p = start "echo up; read x"
+      local samples = moonsand.assert(box:monitor(p.pid, { interval = 30 }))
+      is_closed(samples, function()
+        samples:close()
+      end)
+      assert.is_nil(samples:next())
+      local all = box:watch_metrics { interval = 30 }
+      assert.is_table(all:next(10))
+      is_closed(all, function()
+        all:close()
+      end)
+      p:close()
+    end)
+
+    it("also when it is the sandbox", function()
+      local p = start "echo up; read x"
+      is_closed(moonsand.assert(box:monitor(p.pid, { interval = 30 })), function()
+        box:close()
+      end)
+    end)
+  end)
+
   describe("box:monitor", function()
     it("measures a known load, and ends with the process", function()
       local p = start "echo up; while :; do :; done"

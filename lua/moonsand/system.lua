@@ -270,32 +270,76 @@ function M.killall(box, filter, opts)
   return #targets
 end
 
---- Waits for the next moment of an iterator.
+--- What `box:monitor` and `box:watch_metrics` go on with.
+---@class moonsand.Watching
+---@field box table
+---@field look fun(state: moonsand.Watching, limits: moonsand.Limits): table? what is asked each time
+---@field pid? integer
+---@field last? table the sample before
+---@field interval number
+---@field next_at number monotonic seconds
+---@field opts table
+---@field over boolean nothing more comes
+---@field closed boolean
+---@field closing moonsand.Signal
+
+local function iterate(step, state)
+  state.over, state.closed, state.closing = false, false, loop.signal()
+  return streams.iterator(step, state, function()
+    state.over, state.closed = true, true
+    state.closing:wake()
+  end)
+end
+
+--- Waits for the next moment of an iterator, unless that or its sandbox is closed meanwhile.
+---@return true|nil ok, string? message, string? code, table? detail
 local function await_turn(state, limits)
   local deadline = math.min(state.next_at, limits.deadline or math.huge)
-  local message, code, detail = loop.wait { deadline = deadline, token = limits.token }
+  local box = state.box
+  local message, code, detail
+  repeat
+    message, code, detail = loop.wait({ deadline = deadline, token = limits.token },
+      state.closing, box.core.closing)
+    if state.closed or box.core.closed then
+      return fail(box, "closed",
+        ("the %s was closed"):format(state.closed and "iterator" or "sandbox"))
+    end
+  until message
   if code ~= "timeout" or limits.deadline and loop.now() < state.next_at then
-    return message, code, detail
+    return fail(box, code, message, detail)
   end
   state.next_at = math.max(state.next_at + state.interval, loop.now())
+  return true
+end
+
+--- Waits for the turn of an iterator, and asks. Whoever closes it meanwhile wants no answer.
+local function next_answer(state, opts)
+  local limits = loop.limits(opts or state.opts)
+  local ok, message, code, detail = await_turn(state, limits)
+  if not ok then
+    return nil, message, code, detail
+  end
+  local answer
+  answer, message, code, detail = state.look(state, limits)
+  if state.closed then
+    return fail(state.box, "closed", "the iterator was closed")
+  end
+  return answer, message, code, detail
+end
+
+local function sample(state, limits)
+  return ask(state.box, "sample", state.pid, limits, state.last.began)
 end
 
 local function next_sample(state, opts)
   if state.over then
     return nil
   end
-  local limits = loop.limits(opts or state.opts)
-  local message, code, detail = await_turn(state, limits)
-  if message then
-    return nil, message, code, detail
-  end
-  local now
-  now, message, code, detail = ask(state.box, "sample", state.pid, limits, state.last.began)
-  if not now then
-    state.over = code == "not_found"
-    if state.over then
-      return nil
-    end
+  local now, message, code, detail = next_answer(state, opts)
+  if code == "not_found" then
+    state.over = true
+    return nil
+  elseif not now then
     return nil, message, code, detail
   end
   local before = state.last
@@ -333,11 +377,8 @@ function M.monitor(box, pid, opts)
   if not first then
     return nil, message, code, detail
   end
-  local state = { box = box, pid = pid, interval = interval, last = first,
-    next_at = loop.now() + interval, opts = opts, over = false }
-  return streams.iterator(next_sample, state, function()
-    state.over = true
-  end)
+  return iterate(next_sample, { box = box, look = sample, pid = pid, last = first,
+    interval = interval, next_at = loop.now() + interval, opts = opts })
 end
 
 ---@class moonsand.Metrics
@@ -359,16 +400,15 @@ function M.metrics(box, opts)
   return errors.outcome(ask(box, "metrics", loop.limits(opts)))
 end
 
+local function metrics(state, limits)
+  return ask(state.box, "metrics", limits)
+end
+
 local function next_metrics(state, opts)
   if state.over then
     return nil
   end
-  local limits = loop.limits(opts or state.opts)
-  local message, code, detail = await_turn(state, limits)
-  if message then
-    return nil, message, code, detail
-  end
-  return errors.outcome(ask(state.box, "metrics", limits))
+  return errors.outcome(next_answer(state, opts))
 end
 
 --- An iterator of the same, every `interval` seconds (1), the first at once.
@@ -377,11 +417,8 @@ end
 function M.watch_metrics(box, opts)
   opts = options.check("box:watch_metrics", opts, WATCH)
   box:check_open("box:watch_metrics", 2)
-  local state = { box = box, interval = read_interval("box:watch_metrics", opts),
-    next_at = loop.now(), opts = opts, over = false }
-  return streams.iterator(next_metrics, state, function()
-    state.over = true
-  end)
+  return iterate(next_metrics, { box = box, look = metrics,
+    interval = read_interval("box:watch_metrics", opts), next_at = loop.now(), opts = opts })
 end
 
 return M
