@@ -565,6 +565,7 @@ describe("a detached sandbox", function()
     assert.truthy(groups():find "moonsand")
     local box = connect "grouped"
     assert.matches("^cgroup", box:info().limits.memory.by)
+    assert.equal(64 * 1024 ^ 2, moonsand.assert(box:metrics()).memory_total)
     local r = moonsand.assert(box:exec "head -c 200M /dev/zero | tail -c 190M | wc -c")
     assert.is_true(r.stdout ~= "199229440\n", "the limit does not hold any more")
     moonsand.assert(box:destroy())

@@ -1,8 +1,10 @@
 -- What runs in a local sandbox and what it uses, compared with what the host's /proc says; signals;
 -- names that mean to mislead.
 
+local core = require "moonsand.core"
 local helper = require "helper"
 local moonsand = require "moonsand"
+local portable = require "moonsand.portable"
 local support = require "support.init"
 
 local fails = support.fails
@@ -133,10 +135,10 @@ describe("processes of a local sandbox", function()
     end)
 
     it("takes a command line that was written over, is empty, or is endless", function()
-      local long = ("y"):rep(100000)
+      local long = ("y"):rep(10000)
       local p = start { "sh", "-c", "echo up; read x", long }
       local row = row_of(p.pid)
-      assert.equal(64 * 1024, #table.concat(row.argv, "\0") + (row.argv[4] and 0 or 1))
+      assert.equal(4 * 1024, #table.concat(row.argv, "\0") + (row.argv[4] and 0 or 1))
       p:close()
       local q = start { "python3", "-c", [[
 import ctypes
@@ -147,6 +149,36 @@ input()
 ]] }
       assert.equal("evil) R 1", row_of(q.pid).name)
       q:close()
+    end)
+
+    it("makes little of what is told at length", function()
+      local p = start { "python3", "-c", [[
+import os, sys
+if len(sys.argv) == 1:
+  os.execv("/usr/bin/python3", ["python3", "-c", "print('up', flush=True); input()"] + [""] * 60000)
+]] }
+      local row = row_of(p.pid)
+      assert.equal(1024, #row.argv)
+      assert.equal("", row.argv[1024])
+      for _, other in ipairs(moonsand.assert(portable.ps(box.core.driver, {}))) do
+        if other.pid == p.pid then
+          assert.same(row.argv, other.argv)
+        end
+      end
+      p:close()
+    end)
+
+    it("knows when each began, again and again", function()
+      local before = core.wall()
+      local p = start "echo up; read x"
+      local first = row_of(p.pid).started_at
+      assert.is_true(first >= before - 0.02 and first <= core.wall() + 0.02)
+      assert.is_true(math.abs(first - moonsand.assert(box:processes())[1].started_at) <= 0.03)
+      for _ = 1, 20 do
+        assert.is_true(math.abs(row_of(p.pid).started_at - first) <= 0.02)
+        moonsand.sleep(0.01)
+      end
+      p:close()
     end)
 
     it("works in a crowd", function()
@@ -249,6 +281,163 @@ input()
       assert.is_true(small:kill(p.pid, { tree = true, signal = "KILL" }))
       moonsand.assert(p:wait(10))
       small:close()
+    end)
+  end)
+
+  describe("box:killall", function()
+    local DEAF = "trap '' TERM; echo up; read x"
+
+    local function deaf(count)
+      local list = {}
+      for i = 1, count do
+        list[i] = start(DEAF)
+      end
+      return list
+    end
+
+    it("has one grace for all", function()
+      local list = deaf(6)
+      local begun = core.now()
+      assert.equal(6, box:killall("trap '' TERM", { grace = 2 }))
+      local took = core.now() - begun
+      assert.is_true(took >= 2 and took < 8, took) -- once, not six times
+      for _, p in ipairs(list) do
+        assert.equal("KILL", moonsand.assert(p:wait(5)).signal)
+      end
+    end)
+
+    it("has sent all their signal when its time is over", function()
+      local list = deaf(2)
+      list[3], list[4] = start "echo up; read x; exit 4", start "echo up; read x; exit 4"
+      local _, detail = fails("timeout", box:killall("echo up; read x", { grace = 20, timeout = 1 }))
+      assert.equal(4, detail.count)
+      assert.equal("TERM", moonsand.assert(list[3]:wait(5)).signal)
+      assert.equal("TERM", moonsand.assert(list[4]:wait(5)).signal)
+      assert.is_true(list[1]:is_running())
+      list[1]:close()
+      list[2]:close()
+    end)
+  end)
+
+  describe("a pid that is another's by now", function()
+    it("is told from what had it, natively and portably", function()
+      local driver, TERM = box.core.driver, 15
+      for _, calls in ipairs { driver, portable } do
+        local p = start "echo up; exec sleep 100"
+        local _, began = moonsand.assert(calls.ps(driver, {}))
+        local sample = moonsand.assert(calls.sample(driver, p.pid, {}))
+        assert.equal(began[p.pid], sample.began)
+        local stranger = sample.began + 1
+        for _, tree in ipairs { false, true } do
+          assert.equal("not_found", (select(3, calls.kill(driver, p.pid, TERM, tree, {}, stranger))))
+        end
+        assert.equal("not_found", (select(3, calls.sample(driver, p.pid, {}, stranger))))
+        assert.is_true(p:is_running())
+        moonsand.assert(calls.sample(driver, p.pid, {}, sample.began))
+        assert.equal(sample.began, calls.kill(driver, p.pid, TERM, true, {}, sample.began))
+        assert.equal("TERM", moonsand.assert(p:wait(5)).signal)
+      end
+    end)
+
+    if support.native().getuid() ~= 0 then
+      return -- what follows needs the right to say which pid comes next
+    end
+
+    --- A program that has this pid.
+    local function next_with(pid)
+      local last = ("nsenter -t %d -p sh -c 'echo %d >/proc/sys/kernel/ns_last_pid'"):format(
+        support.agent(box), pid - 1)
+      for _ = 1, 50 do
+        assert.equal(0, select(2, support.run(last)))
+        local p = moonsand.assert(box:start "sleep 100")
+        if p.pid == pid then
+          return p
+        end
+        p:close()
+      end
+      error "the pid was always another's"
+    end
+
+    local function goes_on(p)
+      assert.is_true(p:is_running())
+      fails("timeout", p:wait(0.2))
+      p:close()
+    end
+
+    it("is not killed after the grace", function()
+      local p = start "trap 'exit 0' TERM; echo up; while :; do sleep 0.1; done"
+      moonsand.run(function()
+        local killing = moonsand.task(box.kill, box, p.pid, { grace = 2 })
+        moonsand.assert(p:wait(10))
+        local stranger = next_with(p.pid)
+        assert.is_true(moonsand.assert(killing:wait()))
+        goes_on(stranger)
+      end)
+    end)
+
+    it("is not killed with all others", function()
+      local deaf = start ": both; trap '' TERM; echo up; read x"
+      local p = start ": both; trap '' TERM; echo up; read x"
+      moonsand.run(function()
+        local killing = moonsand.task(box.killall, box, ": both", { grace = 2 })
+        moonsand.sleep(0.5)
+        p:kill "KILL"
+        moonsand.assert(p:wait(10))
+        local stranger = next_with(p.pid)
+        assert.equal(2, killing:wait())
+        assert.is_false(deaf:is_running())
+        goes_on(stranger)
+      end)
+    end)
+
+    it("is not watched", function()
+      local p = start "echo up; read x"
+      local samples = moonsand.assert(box:monitor(p.pid, { interval = 0.05 }))
+      assert.is_table(samples:next(10))
+      p:kill "KILL"
+      moonsand.assert(p:wait(10))
+      local stranger = next_with(p.pid)
+      local sample, message = samples:next(10)
+      assert.is_nil(sample)
+      assert.is_nil(message)
+      goes_on(stranger)
+    end)
+  end)
+
+  describe("an iterator that is closed while somebody waits", function()
+    local function is_closed(samples, close)
+      moonsand.run(function()
+        local waiting = moonsand.task(function()
+          return samples:next(20)
+        end)
+        moonsand.sleep(0.3)
+        close()
+        local begun = core.now()
+        fails("closed", waiting:wait())
+        assert.is_true(core.now() - begun < 10)
+      end)
+    end
+
+    it("says so", function()
+      local p = start "echo up; read x"
+      local samples = moonsand.assert(box:monitor(p.pid, { interval = 30 }))
+      is_closed(samples, function()
+        samples:close()
+      end)
+      assert.is_nil(samples:next())
+      local all = box:watch_metrics { interval = 30 }
+      assert.is_table(all:next(10))
+      is_closed(all, function()
+        all:close()
+      end)
+      p:close()
+    end)
+
+    it("also when it is the sandbox", function()
+      local p = start "echo up; read x"
+      is_closed(moonsand.assert(box:monitor(p.pid, { interval = 30 })), function()
+        box:close()
+      end)
     end)
   end)
 

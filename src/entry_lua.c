@@ -1,5 +1,6 @@
 /* Entries and records, from bytes that came out of a sandbox to Lua values: `core.entry`,
- * `core.opened`, `core.records`, `core.process`, `core.usage`; and the numbers of the calls. */
+ * `core.opened`, `core.records`, `core.process`, `core.began`, `core.usage`; and the numbers of the
+ * calls. */
 #include "compat.h"
 #include "entry.h"
 #include "file.h"
@@ -91,12 +92,15 @@ static void set_seconds(lua_State *L, const char *name, uint64_t ns) {
   lua_setfield(L, -2, name); /* table[name] = seconds */
 }
 
-/* A list of the words of a command line. The last one may lack its NUL: a process may write over
- * its own. */
+/* Of a command line: each is a Lua value, however short. */
+enum { WORDS_MAX = 1024 };
+
+/* A list of the words of a command line, as many as are told. The last one may lack its NUL: a
+ * process may write over its own. */
 static void push_words(lua_State *L, const char *args, size_t length) {
   lua_newtable(L);
   int count = 0;
-  for (size_t at = 0; at < length;) {
+  for (size_t at = 0; at < length && count < WORDS_MAX;) {
     size_t word = strnlen(args + at, length - at);
     lua_pushlstring(L, args + at, word);
     lua_rawseti(L, -2, ++count); /* list[count] = word */
@@ -115,7 +119,7 @@ static int core_process(lua_State *L) {
     return 1;
   }
   char state = (char)p.state;
-  lua_createtable(L, 0, 12);
+  lua_createtable(L, 0, 14);
   set_integer(L, "pid", p.pid);
   set_integer(L, "ppid", p.ppid);
   set_integer(L, "uid", p.uid);
@@ -125,12 +129,27 @@ static int core_process(lua_State *L) {
   set_integer(L, "write_bytes", p.write_bytes);
   set_seconds(L, "cpu_time", p.cpu_ns);
   set_seconds(L, "age", p.age_ns);
+  lua_pushnumber(L, (lua_Number)p.started_us / 1e6);
+  lua_setfield(L, -2, "started_at"); /* process.started_at */
+  set_integer(L, "began", p.ticks);
   lua_pushlstring(L, &state, 1);
   lua_setfield(L, -2, "state"); /* process.state */
   lua_pushlstring(L, p.name, p.name_length);
   lua_setfield(L, -2, "name"); /* process.name */
   push_words(L, p.args, p.args_length);
   lua_setfield(L, -2, "argv"); /* process.argv */
+  return 1;
+}
+
+/* core.began(body): when one began that was signalled, which with the pid is which process it was;
+ * nil if it is no such answer. */
+static int core_began(lua_State *L) {
+  ms_reader r = reader_of(L, 1);
+  uint64_t ticks = ms_get_u64(&r);
+  if (ms_get_end(&r) && ticks <= UINT64_C(1) << 53)
+    lua_pushinteger(L, (lua_Integer)ticks);
+  else
+    lua_pushnil(L);
   return 1;
 }
 
@@ -392,13 +411,10 @@ void ms_entry_open(lua_State *L) {
   };
   static const luaL_Reg metamethods[] = {{"__gc", records_gc}, {NULL, NULL}};
   static const luaL_Reg functions[] = {
-      {"entry", core_entry},
-      {"opened", core_opened},
-      {"records", core_records},
-      {"process", core_process},
-      {"usage", core_usage},
-      {"programs", core_programs},
-      {NULL, NULL},
+      {"entry", core_entry},       {"opened", core_opened},
+      {"records", core_records},   {"process", core_process},
+      {"began", core_began},       {"usage", core_usage},
+      {"programs", core_programs}, {NULL, NULL},
   };
   ms_newtype(L, RECORDS_TYPE, methods, metamethods);
   luaL_setfuncs(L, functions, 0);

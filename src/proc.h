@@ -6,7 +6,7 @@
 #include "wire.h"
 
 #define MS_PROC_NAME_MAX ((size_t)256)
-#define MS_PROC_ARGS_MAX ((size_t)64 * 1024) /* of a command line, what is told */
+#define MS_PROC_ARGS_MAX ((size_t)4 * 1024) /* of a command line, what is told */
 
 typedef struct ms_proc {
   uint32_t pid, ppid, uid, threads;
@@ -16,6 +16,7 @@ typedef struct ms_proc {
   uint64_t memory;    /* bytes */
   uint64_t read_bytes, write_bytes;
   uint64_t age_ns;
+  uint64_t started_us;     /* since 1970 */
   uint64_t ticks;          /* when it began: with the pid, which process it is */
   const char *name, *args; /* args: words, each with a NUL behind it */
   size_t name_length, args_length;

@@ -714,6 +714,14 @@ static int core_now(lua_State *L) {
   return 1;
 }
 
+/* core.wall(): seconds since 1970, with their fractions */
+static int core_wall(lua_State *L) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  lua_pushnumber(L, (lua_Number)now.tv_sec + (lua_Number)now.tv_nsec / 1e9);
+  return 1;
+}
+
 static int core_isyieldable(lua_State *L) {
   lua_pushboolean(L, lua_isyieldable(L));
   return 1;
@@ -739,10 +747,8 @@ void ms_reactor_open(lua_State *L) {
       {NULL, NULL},
   };
   static const luaL_Reg functions[] = {
-      {"reactor", reactor_new},
-      {"now", core_now},
-      {"isyieldable", core_isyieldable},
-      {NULL, NULL},
+      {"reactor", reactor_new},          {"now", core_now}, {"wall", core_wall},
+      {"isyieldable", core_isyieldable}, {NULL, NULL},
   };
   static const ms_reactor_api api = {
       .check = ms_reactor_check,

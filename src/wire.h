@@ -123,8 +123,10 @@ typedef enum ms_call {
                      * path, if there is one. */
   MS_CALL_COMMIT,   /* path: temporary, path2: final, both from MS_CALL_CREATE; the file comes along
                      * if it has no name */
-  MS_CALL_SIGNAL,   /* a: pid, flags: the signal, b: 1 for all below it too. Path: "/" */
-  MS_CALL_SAMPLE,   /* a: pid; path "/". -> ms_proc */
+  MS_CALL_SIGNAL,   /* a: pid, b: when it began, flags: the signal, mode: 1 for all below it too;
+                     * path "/". -> u64 when it began. Times in ticks, as of ms_proc; 0: whichever
+                     * has the pid now */
+  MS_CALL_SAMPLE,   /* a: pid, b: when it began; path "/". -> ms_proc */
   MS_CALL_USAGE,    /* path "/". -> as in agent/ps.h */
   MS_CALL_CONNECT, /* a: port on the sandbox's loopback; flags: MS_NET_IPV6. -> socket, connected or
                     * about to be */

@@ -439,6 +439,7 @@ local function mark_closed(core)
     interpreter:close()
   end
   core.closed = true
+  core.closing:wake()
   if core.lease then
     core.lease:end_now()
   end
@@ -521,6 +522,7 @@ function M.new(provider, driver, fields, defaults)
     driver = providers.complete(driver),
     environment = driver.environment,
     closed = false,
+    closing = loop.signal(),
     started = 0, -- programs, ever
     interpreters = setmetatable({}, { __mode = "k" }), -- that are open
     created_at = os.time(),

@@ -1,6 +1,7 @@
 --- What runs inside a sandbox and what it uses: ps, kill, killall, monitor, metrics. The provider
 --- is asked, or portable.lua.
 
+local core = require "moonsand.core"
 local errors = require "moonsand.errors"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
@@ -41,9 +42,14 @@ local function ask(box, name, ...)
   local value, message, code, detail = call(driver, ...)
   if value == nil then
     detail.provider = box.provider
-    return nil, message, code, detail
   end
-  return value
+  return value, message, code, detail
+end
+
+local function fail(box, code, message, detail)
+  detail = detail or {}
+  detail.provider = box.provider
+  return errors.fail(code, message, detail)
 end
 
 local function check_filter(call, filter, level)
@@ -58,10 +64,11 @@ local function check_pid(call, pid, level)
   end
 end
 
+--- The rows that a filter says yes to; and by pid when each process began, where that is known.
 local function select_rows(box, filter, limits)
-  local rows, message, code, detail = ask(box, "ps", limits)
+  local rows, began, code, detail = ask(box, "ps", limits)
   if not rows or filter == nil then
-    return rows, message, code, detail
+    return rows, began, code, detail
   end
   local list = {}
   for _, row in ipairs(rows) do
@@ -75,7 +82,7 @@ local function select_rows(box, filter, limits)
       list[#list + 1] = row
     end
   end
-  return list
+  return list, began
 end
 
 --- All processes of the sandbox, or those that a filter says yes to: a function of a row, or text
@@ -87,22 +94,40 @@ function M.ps(box, filter, opts)
   check_filter("box:ps", filter, 2)
   opts = options.check("box:ps", opts, WAIT)
   box:check_open("box:ps", 2)
-  return errors.outcome(select_rows(box, filter, loop.limits(opts)))
+  local rows, message, code, detail = select_rows(box, filter, loop.limits(opts))
+  if not rows then
+    return nil, message, code, detail
+  end
+  return rows
+end
+
+---@class moonsand.Target a process that is sent signals: a pid may be another's by the time it is used
+---@field pid integer
+---@field began? number nil: whichever has the pid now, or the provider cannot tell them apart
+
+--- Sends a signal to a process, or to it and all below it. From then on we know which it is.
+local function send(box, target, number, opts, limits)
+  local began, message, code, detail =
+    ask(box, "kill", target.pid, number, opts.tree or false, limits, target.began)
+  if began == nil then
+    return nil, message, code, detail
+  end
+  target.began = target.began or type(began) == "number" and began or nil
+  return true
 end
 
 --- Whether it is over; zombies are.
-local function is_over(box, pid, limits)
-  local sample, message, code, detail = ask(box, "sample", pid, limits)
+local function is_over(box, target, limits)
+  local sample, message, code, detail = ask(box, "sample", target.pid, limits, target.began)
   if not sample and code ~= "not_found" then
     return nil, message, code, detail
   end
   return not sample
 end
 
-local function await_death(box, pid, seconds, limits)
-  local last = loop.now() + seconds
+local function await_death(box, target, last, limits)
   while true do
-    local over, message, code, detail = is_over(box, pid, limits)
+    local over, message, code, detail = is_over(box, target, limits)
     if over ~= false then
       return over, message, code, detail
     elseif loop.now() > last then
@@ -110,34 +135,46 @@ local function await_death(box, pid, seconds, limits)
     end
     message, code, detail = loop.wait { deadline = loop.now() + LOOK, token = limits.token }
     if code ~= "timeout" then
-      return errors.fail(code, message, detail)
+      return fail(box, code, message, detail)
     elseif limits.deadline and loop.now() > limits.deadline then
-      return errors.fail("timeout", ("process %d: timed out"):format(pid))
+      return fail(box, "timeout", ("process %d: timed out"):format(target.pid))
     end
   end
 end
 
---- One process: its signal, and with `grace` the wait and the KILL.
-local function finish_off(box, pid, number, opts, limits)
-  local ok, message, code, detail = ask(box, "kill", pid, number, opts.tree or false, limits)
-  if not ok or not opts.grace then
-    return ok, message, code, detail
+--- Waits so many seconds for the end of all: those that are left.
+local function await_deaths(box, targets, seconds, limits)
+  local last, left = loop.now() + seconds, {}
+  for _, target in ipairs(targets) do
+    local over, message, code, detail = await_death(box, target, last, limits)
+    if over == nil then
+      return nil, message, code, detail
+    elseif not over then
+      left[#left + 1] = target
+    end
   end
-  local dead
-  dead, message, code, detail = await_death(box, pid, opts.grace, limits)
-  if dead == false then
-    ok, message, code, detail =
-      ask(box, "kill", pid, signals.numbers.KILL, opts.tree or false, limits)
+  return left
+end
+
+--- After the signal: the wait, for all together, and the KILL for those that are left.
+local function finish_off(box, targets, opts, limits)
+  local left, message, code, detail = await_deaths(box, targets, opts.grace, limits)
+  if not left then
+    return nil, message, code, detail
+  end
+  for _, target in ipairs(left) do
+    local ok
+    ok, message, code, detail = send(box, target, signals.numbers.KILL, opts, limits)
     if not ok and code ~= "not_found" then
       return nil, message, code, detail
     end
-    dead, message, code, detail = await_death(box, pid, KILLED, limits)
-    if dead == false then
-      return errors.fail("timeout",
-        ("process %d: killed, but its end was not confirmed"):format(pid))
-    end
   end
-  return dead, message, code, detail
+  left, message, code, detail = await_deaths(box, left, KILLED, limits)
+  if left and left[1] then
+    return fail(box, "timeout",
+      ("process %d: killed, but its end was not confirmed"):format(left[1].pid))
+  end
+  return left and true, message, code, detail
 end
 
 --- The signal's number; raises for a grace that is none.
@@ -168,11 +205,36 @@ function M.kill(box, pid, opts)
   if not number then
     return nil, message, code, detail
   end
-  return errors.outcome(finish_off(box, pid, number, opts, loop.limits(opts)))
+  local target, limits = { pid = pid }, loop.limits(opts)
+  local ok
+  ok, message, code, detail = send(box, target, number, opts, limits)
+  if ok and opts.grace then
+    ok, message, code, detail = finish_off(box, { target }, opts, limits)
+  end
+  return errors.outcome(ok, message, code, detail)
 end
 
---- The same for all that a filter says yes to: how many there were. Those that are over by then
---- count as well; the sandbox's first process (1) is let be.
+--- Sends a signal to all of them, the sandbox's first process excepted: those that were there to be
+--- sent it, or are over by now.
+local function send_all(box, rows, began, number, opts, limits)
+  local targets = {}
+  for _, row in ipairs(rows) do
+    if row.pid ~= 1 then
+      local target = { pid = row.pid, began = began and began[row.pid] }
+      local ok, message, code, detail = send(box, target, number, opts, limits)
+      if not ok and code ~= "not_found" then
+        detail.count = #targets
+        return nil, message, code, detail
+      end
+      targets[#targets + 1] = target
+    end
+  end
+  return targets
+end
+
+--- The same for all that a filter says yes to: how many there were. Each is sent its signal first,
+--- then all have the same `grace`. Those that are over by then count as well; the sandbox's first
+--- process (1) is let be. A failure has `detail.count`, how many were sent it.
 ---@param filter string|fun(row: moonsand.ProcessRow): any
 ---@param opts? moonsand.KillOptions
 ---@return integer? count, string? message, string? code, table? detail
@@ -188,52 +250,96 @@ function M.killall(box, filter, opts)
     return nil, message, code, detail
   end
   local limits = loop.limits(opts)
-  local rows
-  rows, message, code, detail = select_rows(box, filter, limits)
+  local rows, began
+  rows, began, code, detail = select_rows(box, filter, limits)
   if not rows then
-    return nil, message, code, detail
+    return nil, began, code, detail
   end
-  local count = 0
-  for _, row in ipairs(rows) do
-    if row.pid ~= 1 then
-      local ok
-      ok, message, code, detail = finish_off(box, row.pid, number, opts, limits)
-      if not ok and code ~= "not_found" then
-        detail.count = count
-        return nil, message, code, detail
-      end
-      count = count + 1
+  local targets
+  targets, message, code, detail = send_all(box, rows, began, number, opts, limits)
+  if not targets then
+    return nil, message, code, detail
+  elseif opts.grace then
+    local ok
+    ok, message, code, detail = finish_off(box, targets, opts, limits)
+    if not ok then
+      detail.count = #targets
+      return nil, message, code, detail
     end
   end
-  return count
+  return #targets
 end
 
---- Waits for the next moment of an iterator.
+--- What `box:monitor` and `box:watch_metrics` go on with.
+---@class moonsand.Watching
+---@field box table
+---@field look fun(state: moonsand.Watching, limits: moonsand.Limits): table? what is asked each time
+---@field pid? integer
+---@field last? table the sample before
+---@field interval number
+---@field next_at number monotonic seconds
+---@field opts table
+---@field over boolean nothing more comes
+---@field closed boolean
+---@field closing moonsand.Signal
+
+local function iterate(step, state)
+  state.over, state.closed, state.closing = false, false, loop.signal()
+  return streams.iterator(step, state, function()
+    state.over, state.closed = true, true
+    state.closing:wake()
+  end)
+end
+
+--- Waits for the next moment of an iterator, unless that or its sandbox is closed meanwhile.
+---@return true|nil ok, string? message, string? code, table? detail
 local function await_turn(state, limits)
   local deadline = math.min(state.next_at, limits.deadline or math.huge)
-  local message, code, detail = loop.wait { deadline = deadline, token = limits.token }
+  local box = state.box
+  local message, code, detail
+  repeat
+    message, code, detail = loop.wait({ deadline = deadline, token = limits.token },
+      state.closing, box.core.closing)
+    if state.closed or box.core.closed then
+      return fail(box, "closed",
+        ("the %s was closed"):format(state.closed and "iterator" or "sandbox"))
+    end
+  until message
   if code ~= "timeout" or limits.deadline and loop.now() < state.next_at then
-    return message, code, detail
+    return fail(box, code, message, detail)
   end
   state.next_at = math.max(state.next_at + state.interval, loop.now())
+  return true
+end
+
+--- Waits for the turn of an iterator, and asks. Whoever closes it meanwhile wants no answer.
+local function next_answer(state, opts)
+  local limits = loop.limits(opts or state.opts)
+  local ok, message, code, detail = await_turn(state, limits)
+  if not ok then
+    return nil, message, code, detail
+  end
+  local answer
+  answer, message, code, detail = state.look(state, limits)
+  if state.closed then
+    return fail(state.box, "closed", "the iterator was closed")
+  end
+  return answer, message, code, detail
+end
+
+local function sample(state, limits)
+  return ask(state.box, "sample", state.pid, limits, state.last.began)
 end
 
 local function next_sample(state, opts)
   if state.over then
     return nil
   end
-  local limits = loop.limits(opts or state.opts)
-  local message, code, detail = await_turn(state, limits)
-  if message then
-    return nil, message, code, detail
-  end
-  local now
-  now, message, code, detail = ask(state.box, "sample", state.pid, limits)
-  if not now then
-    state.over = code == "not_found"
-    if state.over then
-      return nil
-    end
+  local now, message, code, detail = next_answer(state, opts)
+  if code == "not_found" then
+    state.over = true
+    return nil
+  elseif not now then
     return nil, message, code, detail
   end
   local before = state.last
@@ -245,7 +351,7 @@ local function next_sample(state, opts)
     threads = now.threads,
     read_bytes = now.read_bytes,
     write_bytes = now.write_bytes,
-    at = os.time(),
+    at = core.wall(),
   }
 end
 
@@ -271,11 +377,8 @@ function M.monitor(box, pid, opts)
   if not first then
     return nil, message, code, detail
   end
-  local state = { box = box, pid = pid, interval = interval, last = first,
-    next_at = loop.now() + interval, opts = opts, over = false }
-  return streams.iterator(next_sample, state, function()
-    state.over = true
-  end)
+  return iterate(next_sample, { box = box, look = sample, pid = pid, last = first,
+    interval = interval, next_at = loop.now() + interval, opts = opts })
 end
 
 ---@class moonsand.Metrics
@@ -297,16 +400,15 @@ function M.metrics(box, opts)
   return errors.outcome(ask(box, "metrics", loop.limits(opts)))
 end
 
+local function metrics(state, limits)
+  return ask(state.box, "metrics", limits)
+end
+
 local function next_metrics(state, opts)
   if state.over then
     return nil
   end
-  local limits = loop.limits(opts or state.opts)
-  local message, code, detail = await_turn(state, limits)
-  if message then
-    return nil, message, code, detail
-  end
-  return errors.outcome(ask(state.box, "metrics", limits))
+  return errors.outcome(next_answer(state, opts))
 end
 
 --- An iterator of the same, every `interval` seconds (1), the first at once.
@@ -315,11 +417,8 @@ end
 function M.watch_metrics(box, opts)
   opts = options.check("box:watch_metrics", opts, WATCH)
   box:check_open("box:watch_metrics", 2)
-  local state = { box = box, interval = read_interval("box:watch_metrics", opts),
-    next_at = loop.now(), opts = opts, over = false }
-  return streams.iterator(next_metrics, state, function()
-    state.over = true
-  end)
+  return iterate(next_metrics, { box = box, look = metrics,
+    interval = read_interval("box:watch_metrics", opts), next_at = loop.now(), opts = opts })
 end
 
 return M

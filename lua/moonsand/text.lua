@@ -47,12 +47,16 @@ function M.variables(text)
   return variables
 end
 
---- Words that are ended by a NUL each, the last one perhaps not.
+--- Words that are ended by a NUL each, the last one perhaps not; as many as are wanted.
 ---@param text string
+---@param most? integer
 ---@return string[]
-function M.words(text)
+function M.words(text, most)
   local list = {}
   for word in (text .. "\0"):gmatch "([^%z]*)%z" do
+    if #list == most then
+      return list
+    end
     list[#list + 1] = word
   end
   if list[#list] == "" then -- what followed the last NUL

@@ -41,7 +41,7 @@ describe("processes", function()
   end
 
   describe("are all gone after a timeout:", function()
-    for _, mode in ipairs { "fork", "runner", "vfork", "fill", "zombies", "threads", "deaf", "stop" } do
+    for _, mode in ipairs { "fork", "runner", "vfork", "fill", "zombies", "threads", "deaf", "stop", "breed" } do
       it(mode, function()
         local result = moonsand.assert(box:exec({ bomb, mode }, { timeout = 0.3 }))
         assert.is_true(result.timed_out)
@@ -132,6 +132,26 @@ describe("processes", function()
     assert_works()
     victim:close()
     assert_empty()
+  end)
+
+  it("that let a tree go on while it is killed do not save it", function()
+    local crowded = moonsand.assert(moonsand.create())
+    local p = moonsand.assert(crowded:start { support.put(crowded, support.probe "bomb"), "regrow" })
+    local root = tonumber(moonsand.assert(p:wait_for("^ready", 10)):match "%d+")
+    assert.is_true(crowded:kill(root, { tree = true, signal = "KILL", grace = 5, timeout = 20 }))
+    assert.equal("fine\n", moonsand.assert(crowded:exec("echo fine", 20)).stdout)
+    crowded:close()
+  end)
+
+  it("that trace others do not keep them from ending", function()
+    local open = moonsand.assert(moonsand.create { seccomp = { allow = { "debug" } } })
+    local p = moonsand.assert(open:start { support.put(open, support.probe "bomb"), "trace" })
+    moonsand.assert(p:wait_for("^ready", 10))
+    local r = moonsand.assert(open:exec("sleep 0.2", { timeout = 1 }))
+    assert.is_true(r.duration < 8, r.duration)
+    assert.equal("KILL", moonsand.assert(p:wait(10)).signal)
+    assert.equal("fine\n", moonsand.assert(open:exec("echo fine", 10)).stdout)
+    open:close()
   end)
 
   it("that kill all they may leave the agent and the host alone", function()

@@ -19,6 +19,10 @@
 #include <unistd.h>
 
 #define PASS_INTERVAL_NS UINT64_C(1000000)
+/* Passes after which those who trace the tree are killed, too, each time. */
+enum { TRACED_PASSES = 100 };
+/* Children that are reaped before others have their turn. */
+enum { REAP_MAX = 256 };
 /* What is known of programs that are over: how many, and how much their logs may hold together. */
 enum { OVER_MAX = 100 };
 #define OVER_BYTES (UINT64_C(64) * 1024 * 1024)
@@ -40,12 +44,14 @@ typedef struct exec {
   uint32_t reason;
   bool ended;   /* the first process was reaped: `exit` holds how */
   bool killing; /* SIGKILL for the whole tree, in passes until none is left */
+  uint32_t passes;
   ms_exit exit;
 } exec;
 
 static exec *execs;
 static exec *over; /* programs, the last first */
 static uint64_t last_tag;
+static bool more_to_reap;
 
 /* Starting ------------------------------------------------------------------------------------ */
 
@@ -244,12 +250,21 @@ static exec *find(const ms_client *c, uint32_t id) {
   return NULL;
 }
 
+/* One pass of SIGKILL over the tree: how many were still there. Where ptrace is allowed, one who
+ * traces a process keeps it as a zombie, of which we do not hear, and which cannot be killed. */
+static size_t kill_pass(exec *x) {
+  size_t left = ms_signal_tree(x->tag, SIGKILL);
+  if (left > 0 && ++x->passes % TRACED_PASSES == 0)
+    ms_kill_tracers(x->tag);
+  return left;
+}
+
 static void kill_tree(exec *x, uint32_t reason) {
   if (!x->reason)
     x->reason = reason;
   x->killing = true;
   x->deadline_ns = UINT64_MAX;
-  ms_signal_tree(x->tag, SIGKILL);
+  kill_pass(x);
 }
 
 void ms_exec_signal(const ms_client *c, uint32_t id, uint32_t number, uint32_t target,
@@ -290,9 +305,11 @@ static void pass_stop(const siginfo_t *stop) {
       kill(x->pid, SIGKILL);
 }
 
-/* Reaps what has ended. False when no child is left at all, so nothing in the sandbox is. */
+/* Reaps what has ended, so many at a time: others may breed faster than we reap. False when no
+ * child is left at all, so nothing in the sandbox is. */
 static bool reap(void) {
-  for (;;) {
+  more_to_reap = false;
+  for (int i = 0; i < REAP_MAX; i++) {
     siginfo_t info = {0};
     if (waitid(P_ALL, 0, &info, WEXITED | WSTOPPED | WNOHANG | WNOWAIT) < 0)
       return false;
@@ -320,6 +337,8 @@ static bool reap(void) {
       }
     }
   }
+  more_to_reap = true;
+  return true;
 }
 
 static void fire_timeout(exec *x) {
@@ -336,8 +355,7 @@ static void fire_timeout(exec *x) {
 static bool is_over(exec *x, bool children_left) {
   if (!x->ended)
     return false;
-  return (x->flags & MS_EXEC_LEAVE && !x->killing) || !children_left ||
-         ms_signal_tree(x->tag, SIGKILL) == 0;
+  return (x->flags & MS_EXEC_LEAVE && !x->killing) || !children_left || kill_pass(x) == 0;
 }
 
 /* Lets go of what is known of programs that were over long ago, or have much to remember. */
@@ -392,7 +410,7 @@ void ms_exec_step(void) {
     if (x->deadline_ns <= now && !x->ended)
       fire_timeout(x);
     else if (x->killing && !x->ended)
-      ms_signal_tree(x->tag, SIGKILL);
+      kill_pass(x);
   }
   bool children_left = reap();
   for (exec **at = &execs; *at;) {
@@ -423,6 +441,8 @@ void ms_exec_leave(ms_client *c) {
 }
 
 uint64_t ms_exec_deadline(void) {
+  if (more_to_reap)
+    return 0;
   uint64_t deadline = UINT64_MAX;
   for (const exec *x = execs; x; x = x->next) {
     if (x->killing || x->ended)

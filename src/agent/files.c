@@ -347,9 +347,9 @@ int ms_files_call(ms_reader *body, ms_writer *reply, int *file) {
   case MS_CALL_COMMIT:
     return call_commit(&c, came);
   case MS_CALL_SIGNAL:
-    return ms_ps_signal(c.a, c.flags, c.b == 1);
+    return ms_ps_signal(c.a, c.b, c.flags, c.mode == 1, reply);
   case MS_CALL_SAMPLE:
-    return ms_ps_sample(c.a, reply);
+    return ms_ps_sample(c.a, c.b, reply);
   case MS_CALL_USAGE:
     return ms_ps_usage(reply);
   case MS_CALL_PROGRAMS:

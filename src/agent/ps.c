@@ -45,9 +45,9 @@ static ssize_t read_file(pid_t pid, const char *name, char *text, size_t size) {
   return count < 0 ? -1 : (ssize_t)length;
 }
 
-static uint64_t boot_ns(void) {
+static uint64_t clock_ns(clockid_t clock) {
   struct timespec now;
-  clock_gettime(CLOCK_BOOTTIME, &now);
+  clock_gettime(clock, &now);
   return (uint64_t)now.tv_sec * NS + (uint64_t)now.tv_nsec;
 }
 
@@ -79,21 +79,25 @@ static bool parse_stat(ms_proc *p, char *text) {
   at += *at ? 1 : 0;
   for (int i = PPID; i < FIELDS; i++)
     field[i] = strtoull(at, &at, 10);
-  uint64_t began = field[START] * TICK_NS, now = boot_ns();
+  uint64_t began = field[START] * TICK_NS, now = clock_ns(CLOCK_BOOTTIME);
+  uint64_t wall = clock_ns(CLOCK_REALTIME);
   p->ppid = (uint32_t)field[PPID];
   p->threads = (uint32_t)field[THREADS];
   p->cpu_ns = (field[UTIME] + field[STIME]) * TICK_NS;
   p->family_ns = p->cpu_ns + (field[CUTIME] + field[CSTIME]) * TICK_NS;
   p->memory = field[RSS] * (uint64_t)sysconf(_SC_PAGESIZE);
   p->age_ns = now > began ? now - began : 0;
+  p->started_us = wall > p->age_ns ? (wall - p->age_ns) / 1000 : 0;
   p->ticks = field[START];
   return true;
 }
 
-/* What it is and what it has used: false when there is none. The name is in `text`. */
-static bool read_stat(ms_proc *p, pid_t pid, char *text, size_t size) {
+enum { STAT_MAX = 1024 };
+
+/* What it is and what it has used: false when there is none. The name is in `text`, of STAT_MAX. */
+static bool read_stat(ms_proc *p, pid_t pid, char *text) {
   *p = (ms_proc){.pid = (uint32_t)pid, .name = "", .args = ""};
-  return pid > 0 && read_file(pid, "stat", text, size) > 0 && parse_stat(p, text);
+  return pid > 0 && read_file(pid, "stat", text, STAT_MAX) > 0 && parse_stat(p, text);
 }
 
 static uint64_t value_of(const char *text, const char *key) {
@@ -125,10 +129,10 @@ static int each_process(look *fn, void *with) {
     return -errno;
   struct dirent *entry;
   while ((entry = readdir(dir))) {
-    char text[1024];
+    char text[STAT_MAX];
     ms_proc p;
     if (isdigit((unsigned char)entry->d_name[0]) &&
-        read_stat(&p, (pid_t)strtol(entry->d_name, NULL, 10), text, sizeof text) && !fn(&p, with))
+        read_stat(&p, (pid_t)strtol(entry->d_name, NULL, 10), text) && !fn(&p, with))
       break;
   }
   closedir(dir);
@@ -137,11 +141,11 @@ static int each_process(look *fn, void *with) {
 
 /* Calls --------------------------------------------------------------------------------------- */
 
-int ms_ps_sample(uint64_t pid, ms_writer *reply) {
-  char text[1024];
+int ms_ps_sample(uint64_t pid, uint64_t ticks, ms_writer *reply) {
+  char text[STAT_MAX];
   ms_proc p;
-  if (pid > INT32_MAX || !read_stat(&p, (pid_t)pid, text, sizeof text) || p.state == 'Z' ||
-      p.state == 'X')
+  if (pid > INT32_MAX || !read_stat(&p, (pid_t)pid, text) || (ticks && p.ticks != ticks) ||
+      p.state == 'Z' || p.state == 'X')
     return -ESRCH;
   read_owner(&p);
   read_io(&p);
@@ -172,7 +176,7 @@ int ms_ps_usage(ms_writer *reply) {
   if (error || sysinfo(&machine) < 0 || statvfs("/", &disk) < 0)
     return error ? error : -errno;
   bool known = sched_getaffinity(0, sizeof cpus, &cpus) == 0;
-  ms_put_u64(reply, boot_ns());
+  ms_put_u64(reply, clock_ns(CLOCK_BOOTTIME));
   ms_put_u64(reply, u.cpu_ns);
   ms_put_u64(reply, u.memory);
   ms_put_u64(reply, (uint64_t)machine.totalram * machine.mem_unit);
@@ -184,19 +188,25 @@ int ms_ps_usage(ms_writer *reply) {
 
 /* Signals ------------------------------------------------------------------------------------- */
 
-/* 0, or -ESRCH when it is not the process that began then (0: whichever has the pid now). */
-static int signal_process(pid_t pid, uint64_t ticks, int number) {
-  char text[1024];
+/* Over a tree that is to be killed: others wait meanwhile. */
+enum { STOP_PASSES = 16, KILL_PASSES = 8 };
+
+/* 0, or -ESRCH when it is not the process that began then. `ticks` of 0, whichever has the pid now,
+ * become its own: when it can be signalled after that was read, the pid is still its. */
+static int signal_process(pid_t pid, uint64_t *ticks, int number) {
+  char text[STAT_MAX];
   ms_proc p;
   int pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
   if (pidfd < 0)
     return errno == EINVAL ? -ESRCH : -errno; /* a thread's number */
   int error = 0;
-  if (ticks && (!read_stat(&p, pid, text, sizeof text) || p.ticks != ticks))
+  if (!read_stat(&p, pid, text) || (*ticks && p.ticks != *ticks))
     error = -ESRCH;
   else if (syscall(SYS_pidfd_send_signal, pidfd, number, NULL, 0) < 0)
     error = -errno;
   close(pidfd);
+  if (!error)
+    *ticks = p.ticks;
   return error;
 }
 
@@ -228,16 +238,16 @@ static bool add_kin(const ms_proc *p, void *with) {
   return true;
 }
 
-static bool is_below(const family *f, const kin *k, pid_t root) {
-  if (k->pid == root)
-    return true;
+static bool is_below(const family *f, const kin *k, const kin *root) {
+  if (k->pid == root->pid)
+    return k->ticks == root->ticks;
   for (size_t i = 0; i < f->count; i++)
     if (f->list[i].below && f->list[i].pid == k->ppid)
       return true;
   return false;
 }
 
-static void mark_below(family *f, pid_t root) {
+static void mark_below(family *f, const kin *root) {
   for (bool more = true; more;) {
     more = false;
     for (size_t i = 0; i < f->count; i++) {
@@ -257,7 +267,7 @@ static bool was_told(const family *before, const kin *k) {
 
 /* One pass over the tree: how many were sent the signal that were not before; or a negative errno.
  */
-static int signal_pass(family *f, pid_t root, int number) {
+static int signal_pass(family *f, const kin *root, int number) {
   family now = {0};
   int error = each_process(add_kin, &now), told = 0;
   if (!error && now.full)
@@ -269,7 +279,7 @@ static int signal_pass(family *f, pid_t root, int number) {
     if (!k->below)
       continue;
     k->told = was_told(f, k);
-    if (!k->told && signal_process(k->pid, k->ticks, number) == 0)
+    if (!k->told && signal_process(k->pid, &k->ticks, number) == 0)
       k->told = true, told++;
   }
   free(f->list);
@@ -278,38 +288,46 @@ static int signal_pass(family *f, pid_t root, int number) {
 }
 
 /* What is stopped forks no more, so that with passes until nobody new is found the tree is whole
- * before the first of it dies and its children are another's. */
-static int kill_tree(pid_t root) {
+ * before the first of it dies and its children are another's. Helpers of the tree may let it go on
+ * while we look. What is killed nobody lets go on: so after some passes that is done at once, and
+ * we answer after some more in any case. */
+static int kill_tree(const kin *root) {
   family f = {0};
-  int told;
-  do
+  int told = 1;
+  for (int pass = 0; told > 0 && pass < STOP_PASSES; pass++)
     told = signal_pass(&f, root, SIGSTOP);
-  while (told > 0);
   for (size_t i = 0; i < f.count; i++)
     if (f.list[i].told)
-      signal_process(f.list[i].pid, f.list[i].ticks, SIGKILL);
+      signal_process(f.list[i].pid, &f.list[i].ticks, SIGKILL);
+  for (int pass = 0; told > 0 && pass < KILL_PASSES; pass++)
+    told = signal_pass(&f, root, SIGKILL);
   free(f.list);
-  return told;
+  return told < 0 ? told : 0;
 }
 
-int ms_ps_signal(uint64_t pid, uint32_t number, bool tree) {
+static int signal_tree(const kin *root, int number) {
+  if (number == SIGKILL)
+    return kill_tree(root);
+  family f = {0};
+  int told = signal_pass(&f, root, number);
+  free(f.list);
+  return told < 0 ? told : 0;
+}
+
+int ms_ps_signal(uint64_t pid, uint64_t ticks, uint32_t number, bool tree, ms_writer *reply) {
   if (pid == 0 || pid > INT32_MAX)
     return -ESRCH;
   if (number == 0 || number > (uint32_t)SIGRTMAX)
     return -EINVAL;
   if (pid == 1)
     return -EPERM; /* the sandbox itself: it is closed from outside */
-  if (!tree)
-    return signal_process((pid_t)pid, 0, (int)number);
-  int error = signal_process((pid_t)pid, 0, 0);
-  if (error)
-    return error;
-  if (number == SIGKILL)
-    return kill_tree((pid_t)pid);
-  family f = {0};
-  int told = signal_pass(&f, (pid_t)pid, (int)number);
-  free(f.list);
-  return told < 0 ? told : 0;
+  kin root = {.pid = (pid_t)pid, .ticks = ticks};
+  int error = signal_process(root.pid, &root.ticks, tree ? 0 : (int)number);
+  if (!error && tree)
+    error = signal_tree(&root, (int)number);
+  if (!error)
+    ms_put_u64(reply, root.ticks);
+  return error;
 }
 
 /* The worker ---------------------------------------------------------------------------------- */

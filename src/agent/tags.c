@@ -4,7 +4,9 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -49,7 +51,10 @@ struct dirent64_header {
   char name[];
 };
 
-size_t ms_signal_tree(uint64_t tag, int number) {
+/* Calls `fn` for each process but the first: how often it said yes. */
+typedef bool visit(pid_t pid, uint64_t tag, int number);
+
+static size_t each_process(visit *fn, uint64_t tag, int number) {
   static char entries[16 * 1024] __attribute__((aligned(8)));
   size_t found = 0;
   lseek(proc_fd, PROC_FIRST_PID, SEEK_SET);
@@ -61,8 +66,37 @@ size_t ms_signal_tree(uint64_t tag, int number) {
       const struct dirent64_header *entry = (const void *)(entries + at);
       at += entry->length;
       pid_t pid = (pid_t)strtol(entry->name, NULL, 10); /* 0 for "self" and its like */
-      if (pid > 1 && signal_tagged(pid, tag, number))
+      if (pid > 1 && fn(pid, tag, number))
         found++;
     }
   }
+}
+
+size_t ms_signal_tree(uint64_t tag, int number) {
+  return each_process(signal_tagged, tag, number);
+}
+
+/* Who traces a process, perhaps one thread of it; 0: nobody. The name above it in the file is
+ * escaped. */
+static pid_t tracer_of(pid_t pid) {
+  char path[32], text[1024];
+  snprintf(path, sizeof path, "%d/status", (int)pid);
+  int fd = openat(proc_fd, path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0)
+    return 0;
+  ssize_t length = read(fd, text, sizeof text - 1);
+  close(fd);
+  text[length > 0 ? length : 0] = '\0';
+  const char *at = strstr(text, "\nTracerPid:");
+  return at ? (pid_t)strtol(at + strlen("\nTracerPid:"), NULL, 10) : 0;
+}
+
+/* By its number, as nobody else can be meant but something of this sandbox. */
+static bool kill_tracer(pid_t pid, uint64_t tag, int number) {
+  pid_t tracer = ms_tag_of(pid) == tag ? tracer_of(pid) : 0;
+  return tracer > 1 && kill(tracer, number) == 0;
+}
+
+void ms_kill_tracers(uint64_t tag) {
+  each_process(kill_tracer, tag, SIGKILL);
 }

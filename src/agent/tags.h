@@ -22,5 +22,7 @@ uint64_t ms_tag_of(pid_t pid);
 /* One pass over all processes: how many carry the tag. Each of them is sent the signal (0: none).
  */
 size_t ms_signal_tree(uint64_t tag, int number);
+/* Kills those who trace processes that carry the tag. */
+void ms_kill_tracers(uint64_t tag);
 
 #endif

@@ -10,6 +10,8 @@ local M = {}
 
 ---@class moonsand.NativeWatcher
 ---@field private worker moonsand.Worker
+---@field private path string
+---@field private closed boolean
 local Watcher = {}
 Watcher.__index = Watcher
 
@@ -18,6 +20,9 @@ Watcher.__index = Watcher
 function Watcher:next(limits)
   self.worker.limits = limits
   local kind, event, path, detail = self.worker:record()
+  if self.closed then
+    return errors.fail("closed", self.worker.what .. ": the iterator was closed", { path = self.path })
+  end
   if kind == "event" then
     return { event = event, path = path == "" and self.path or calls.join(self.path, path) }
   elseif kind == "end" then
@@ -30,6 +35,7 @@ function Watcher:next(limits)
 end
 
 function Watcher:close()
+  self.closed = true
   self.worker:close()
 end
 
@@ -43,7 +49,7 @@ function M.watch(driver, path, recursive, _, limits)
   end
   local kind, a, b, more = worker:record()
   if kind == "total" then
-    return setmetatable({ worker = worker, path = path }, Watcher)
+    return setmetatable({ worker = worker, path = path, closed = false }, Watcher)
   end
   worker:close()
   if kind then

@@ -10,6 +10,8 @@ local M = {}
 
 --- Ticks of `/proc` in a second: the same on every Linux that programs see.
 local TICKS = 100
+--- Of a command line, at most.
+local WORDS = 1024
 
 local STATES = {
   R = "running", S = "sleeping", D = "waiting", T = "stopped", t = "traced", Z = "zombie",
@@ -30,7 +32,7 @@ show() {
       case $l in read_bytes:*|write_bytes:*) printf '%s\n' "$l" ;; esac
     done </proc/$1/io; } 2>/dev/null
   printf '\0'
-  cat /proc/$1/cmdline 2>/dev/null
+  head -c 4096 /proc/$1/cmdline 2>/dev/null
 }
 clock() {
   read -r up rest </proc/uptime
@@ -76,8 +78,9 @@ local function row_of(stat, status, cmdline, uptime, booted, users)
     fields[#fields + 1] = field
   end
   local cpu_time = ((tonumber(fields[12]) or 0) + (tonumber(fields[13]) or 0)) / TICKS
-  local started = (tonumber(fields[20]) or 0) / TICKS
-  local argv, uid = texts.words(cmdline), status:match "Uid:%s+(%d+)"
+  local began = integer(fields[20]) or 0
+  local started = began / TICKS
+  local argv, uid = texts.words(cmdline, WORDS), status:match "Uid:%s+(%d+)"
   local age = uptime - started
   return {
     pid = integer(pid),
@@ -97,6 +100,7 @@ local function row_of(stat, status, cmdline, uptime, booted, users)
     write_bytes = integer(status:match "write_bytes:%s+(%d+)"),
     session = integer(fields[4]),
     at = uptime,
+    began = began,
   }
 end
 
@@ -134,16 +138,17 @@ local function each(text, mark, fn)
   end
 end
 
---- All processes that can be seen.
----@return table[]? rows, string? message, string? code, table? detail
+--- All processes that can be seen, and by pid when each began.
+---@return table[]? rows, table<integer, integer>|string began, string? code, table? detail
 function M.ps(driver, limits)
-  local mark, rows = token(), {}
+  local mark, rows, began = token(), {}, {}
   local text, message, code, detail = shell.run(driver, PS, { mark }, { what = "ps" }, limits)
   if not text then
     return nil, message, code, detail
   end
-  local sane = each(text, mark, function(row)
+  local sane = each(text, mark, function(row, more)
     rows[#rows + 1] = row
+    began[row.pid] = more.began
   end)
   if not sane then
     return errors.fail("protocol", "ps: what its commands say makes no sense")
@@ -151,12 +156,12 @@ function M.ps(driver, limits)
   table.sort(rows, function(a, b)
     return a.pid < b.pid
   end)
-  return rows
+  return rows, began
 end
 
---- What one process has used; `not_found` when it is over.
+--- What one process has used; `not_found` when it is over, or is another than that which began then.
 ---@return table? sample, string? message, string? code, table? detail
-function M.sample(driver, pid, limits)
+function M.sample(driver, pid, limits, began)
   local mark, sample = token(), nil
   local what = { what = ("process %d"):format(pid) }
   local text, message, code, detail =
@@ -165,7 +170,8 @@ function M.sample(driver, pid, limits)
     return nil, message, code, detail
   end
   each(text, mark, function(row, more)
-    if row.state ~= "zombie" and row.state ~= "dead" then
+    local same = not began or more.began == began
+    if same and row.state ~= "zombie" and row.state ~= "dead" then
       more.memory = row.memory
       sample = more
     end
@@ -193,18 +199,28 @@ function M.tree(rows, pid)
   return list
 end
 
+--- `$1` is the signal, `$2` when the first process began (0: whichever has the pid), then pids.
 local KILL = [[
-n=$1; shift
-[ -d "/proc/$1" ] || exit 91
+began() {
+  s=; { while IFS= read -r l; do s=$l; done </proc/$1/stat; } 2>/dev/null
+  set -f; set -- ${s##*") "}; set +f
+  printf '%s' "${20}"
+}
+n=$1 t=$2; shift 2
+b=$(began "$1")
+[ -n "$b" ] || exit 91
+[ "$t" = 0 ] || [ "$t" = "$b" ] || exit 91
 kill "-$n" "$1" || { [ -d "/proc/$1" ] || exit 91; exit 1; }
+printf '%s' "$b"
 shift
 for p; do kill "-$n" "$p" 2>/dev/null; done
 exit 0
 ]]
 
---- Sends a signal to a process, or to it and all below it.
----@return true|nil ok, string? message, string? code, table? detail
-function M.kill(driver, pid, number, tree, limits)
+--- Sends a signal to a process, or to it and all below it: when it began. With `began`, only to the
+--- one that began then.
+---@return integer? began, string? message, string? code, table? detail
+function M.kill(driver, pid, number, tree, limits, began)
   local pids = { pid }
   if tree then
     local rows, message, code, detail = M.ps(driver, limits)
@@ -213,16 +229,17 @@ function M.kill(driver, pid, number, tree, limits)
     end
     pids = M.tree(rows, pid)
   end
-  local args = { ("%d"):format(number) }
+  local args = { ("%d"):format(number), ("%d"):format(began or 0) }
   for i, each_pid in ipairs(pids) do
-    args[i + 1] = ("%d"):format(each_pid)
+    args[i + 2] = ("%d"):format(each_pid)
   end
-  local ok, message, code, detail =
+  local text, message, code, detail =
     shell.run(driver, KILL, args, { what = ("kill %d"):format(pid) }, limits)
-  if not ok then
+  if not text then
     return nil, message, code, detail
   end
-  return true
+  return integer(text)
+    or errors.fail("protocol", ("kill %d: what its commands say makes no sense"):format(pid))
 end
 
 -- ---------------------------------------------------------------- the whole of it
@@ -304,7 +321,7 @@ function M.metrics(driver, limits)
     memory_percent = 100 * used / total,
     processes = options.integer(value.processes or 0),
     disk_used = options.integer((value.disk or 0) * 1024),
-    at = os.time(),
+    at = core.wall(),
   }
 end
 

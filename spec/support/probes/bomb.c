@@ -1,12 +1,15 @@
 /* Programs that will not behave: bomb MODE. Each says "ready" once it is under way. */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -134,6 +137,56 @@ static void term_deaf(void) {
     pause();
 }
 
+/* Runners that are their reaper's children again and again, and others beside it that let go on
+ * whatever is stopped, or make it take long to look at all. Says which that reaper is. */
+static void regrow(void) {
+  for (int i = 0; i < 300; i++)
+    if (fork() == 0)
+      for (;;)
+        pause();
+  pid_t root = fork();
+  if (root == 0) {
+    signal(SIGCHLD, SIG_IGN);
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
+    for (int i = 0; i < 60; i++)
+      if (fork() == 0)
+        for (;;) {
+          usleep(15000);
+          if (fork() > 0)
+            _exit(0);
+        }
+    for (;;)
+      pause();
+  }
+  for (int i = 0; i < 3; i++)
+    if (fork() == 0)
+      for (;;)
+        kill(-1, SIGCONT);
+  ready(root);
+  for (;;)
+    pause();
+}
+
+/* Children that are not its own, but the sandbox's first process's, which must bury them all. */
+static void breed(void) {
+  deaf();
+  ready(0);
+  for (int i = 0; i < 4; i++)
+    if (syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0) == 0)
+      break;
+  for (;;)
+    if (syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0) == 0)
+      _exit(0);
+}
+
+/* Traces whatever comes, and never asks how it ended. */
+static void trace(void) {
+  ready(0);
+  for (pid_t pid = 2;; pid = pid < 1000 ? pid + 1 : 2)
+    if (pid != getpid())
+      ptrace(PTRACE_SEIZE, pid, 0, 0);
+}
+
 static void kill_all(void) {
   kill(-1, SIGSTOP);
   kill(-1, SIGKILL);
@@ -235,7 +288,8 @@ static const struct {
              {"daemon", daemonize}, {"deaf", term_deaf},        {"kill", kill_all},
              {"stop", stop_all},    {"sigqueue", signal_queue}, {"timers", timers},
              {"inotify", inotify},  {"watches", watches},       {"memory", memory},
-             {"crash", crash},      {"files", files},           {"mlock", locked}};
+             {"crash", crash},      {"files", files},           {"mlock", locked},
+             {"regrow", regrow},    {"breed", breed},           {"trace", trace}};
 
 int main(int argc, char **argv) {
   for (size_t i = 0; argc > 1 && i < sizeof modes / sizeof *modes; i++)

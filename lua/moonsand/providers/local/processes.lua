@@ -21,7 +21,7 @@ local USERS = { [1000] = environment.base.USER, [65534] = "nobody" }
 local INTERVAL, TICK = 0.1, 0.01
 
 --- What the agent said of a process, as `box:ps` gives it.
-local function row_of(process, now)
+local function row_of(process)
   local argv, seconds = process.argv, process.cpu_time
   return {
     pid = process.pid,
@@ -33,12 +33,12 @@ local function row_of(process, now)
     argv = argv,
     cpu_percent = process.age > 0 and 100 * seconds / process.age or 0,
     memory = process.memory,
-    started_at = now - process.age,
+    started_at = process.started_at,
   }
 end
 
 local function read_rows(worker)
-  local rows = {}
+  local rows, began = {}, {}
   while true do
     local kind, data, code, detail = worker:record()
     if kind == "data" then
@@ -46,20 +46,21 @@ local function read_rows(worker)
       if not process then
         return calls.nonsense "ps"
       end
-      rows[#rows + 1] = row_of(process, os.time())
+      rows[#rows + 1] = row_of(process)
+      began[process.pid] = process.began
     elseif kind == "end" then
       table.sort(rows, function(a, b)
         return a.pid < b.pid
       end)
-      return rows
+      return rows, began
     else
       return nil, data, code, detail
     end
   end
 end
 
---- All processes that can be seen.
----@return table[]? rows, string? message, string? code, table? detail
+--- All processes that can be seen, and by pid when each began.
+---@return table[]? rows, table<integer, number>|string began, string? code, table? detail
 function M.ps(driver, limits)
   return calls.work(driver, { "ps" }, { path = "/proc", verb = "ps" }, limits, read_rows)
 end
@@ -78,22 +79,28 @@ local function ask(driver, op, args, limits, what)
   return errors.fail(code, ("%s: %s"):format(what, body), detail)
 end
 
---- Sends a signal to a process, or to it and all below it.
----@return true|nil ok, string? message, string? code, table? detail
-function M.kill(driver, pid, number, tree, limits)
+--- Sends a signal to a process, or to it and all below it: when it began. With `began`, only to the
+--- one that began then; else to whichever has the pid.
+---@return number? began, string? message, string? code, table? detail
+function M.kill(driver, pid, number, tree, limits, began)
+  local what = ("kill %d"):format(pid)
   local body, message, code, detail = ask(driver, "signal",
-    { a = pid, flags = number, b = tree and 1 or 0 }, limits, ("kill %d"):format(pid))
+    { a = pid, b = began, flags = number, mode = tree and 1 or 0 }, limits, what)
   if not body then
     return nil, message, code, detail
   end
-  return true
+  began = core.began(body)
+  if not began then
+    return calls.nonsense(what)
+  end
+  return began
 end
 
---- What one process has used; `not_found` when it is over.
+--- What one process has used; `not_found` when it is over, or is another than that which began then.
 ---@return table? sample, string? message, string? code, table? detail
-function M.sample(driver, pid, limits)
+function M.sample(driver, pid, limits, began)
   local what = ("process %d"):format(pid)
-  local body, message, code, detail = ask(driver, "sample", { a = pid }, limits, what)
+  local body, message, code, detail = ask(driver, "sample", { a = pid, b = began }, limits, what)
   if not body then
     return nil, message, code, detail
   end
@@ -136,8 +143,9 @@ function M.metrics(driver, limits)
   if not now then
     return nil, message, code, detail
   end
-  local bound = driver.groups and driver.groups.held.memory and driver.held.memory.value
-  local total = math.min(now.memory_total, bound or now.memory_total)
+  local memory = driver.held.memory
+  local bound = memory and memory.by ~= "none" and memory.value or now.memory_total
+  local total = math.min(now.memory_total, bound)
   return {
     cpu_percent = math.max(0, 100 * (now.cpu_time - first.cpu_time) / math.max(now.at - first.at, TICK)),
     cpu_count = now.cpus,
@@ -146,7 +154,7 @@ function M.metrics(driver, limits)
     memory_percent = 100 * now.memory / total,
     processes = now.processes,
     disk_used = options.integer(now.disk_used),
-    at = os.time(),
+    at = core.wall(),
   }
 end
 
