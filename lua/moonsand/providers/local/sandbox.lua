@@ -265,7 +265,7 @@ function Sandbox:info()
     created_at = self.created_at,
     detached = self.detached,
     expires_at = now.expires_at,
-    idle_timeout = now.idle_timeout,
+    idle_timeout = detached.finite(now.idle_timeout),
   }
 end
 
