@@ -396,6 +396,18 @@ describe("memory and cpus of a sandbox", function()
     box:close()
   end)
 
+  it("are waived by name, in a list", function()
+    for pattern, waived in pairs {
+      ["there is no limit 'memry' %(did you mean 'memory'%?%)"] = { "memry" },
+      ["allow_unenforced%[1%] must be a string, got number"] = { 5 },
+      ["allow_unenforced must be a list, and has the key 'memory'"] = { memory = true },
+    } do
+      local ok, message = pcall(function() moonsand.create { allow_unenforced = waived } end)
+      assert.is_false(ok)
+      assert.truthy(message:find("limits_spec.lua:%d+: .*" .. pattern), message)
+    end
+  end)
+
   it("have a greatest value, as all limits", function()
     for _, name in ipairs { "cpus", "processes", "inodes", "open_files", "cpu_time" } do
       for _, value in ipairs { math.huge, 1e19, 2 ^ 54, 0 / 0, -1, 0 } do

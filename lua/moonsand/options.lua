@@ -181,9 +181,9 @@ function M.list(call, list, kind, level)
       errors.raise(level + 1, "%s must be a list, and has the key %s", call, M.quote(key))
     end
   end
-  for i, each in ipairs(list) do
-    if type(each) ~= kind then
-      errors.raise(level + 1, "%s[%d] must be a %s, got %s", call, i, kind, type(each))
+  for i = 1, #list do
+    if type(list[i]) ~= kind then
+      errors.raise(level + 1, "%s[%d] must be a %s, got %s", call, i, kind, type(list[i]))
     end
   end
   return list

@@ -45,6 +45,21 @@ local function read_all(asked)
   return values
 end
 
+--- The limits that need not be held, as a set.
+---@return table<string, true>
+local function read_waived(names)
+  local waived = {}
+  for _, name in ipairs(options.list("moonsand.create: allow_unenforced", names, "string", 9)) do
+    if not KNOWN[name] then
+      local near = options.nearest(name, KNOWN)
+      errors.raise(9, "moonsand.create: allow_unenforced: there is no limit %s%s", options.quote(name),
+        near and (" (did you mean '" .. near .. "'?)") or "")
+    end
+    waived[name] = true
+  end
+  return waived
+end
+
 local function cannot_hold(name, why)
   return errors.fail("unavailable", ("limits.%s cannot be held for a whole sandbox here"):format(name), {
     started = false,
@@ -126,10 +141,7 @@ function M.plan(opts, agent, isolation)
   if not asked then
     return nil, message, code, detail
   end
-  local waived, values, self = {}, {}, { held = {} }
-  for _, name in ipairs(opts.allow_unenforced or {}) do
-    waived[name] = true
-  end
+  local waived, values, self = read_waived(opts.allow_unenforced), {}, { held = {} }
   if isolation == "bwrap" and asked.inodes and not waived.inodes then
     return cannot_hold("inodes", NO_INODES)
   end
