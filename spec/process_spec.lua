@@ -1,6 +1,7 @@
 -- Programs that were started: their streams while they run, waiting, signals, the end.
 
 local helper = require "helper"
+local loop = require "moonsand.loop"
 local moonsand = require "moonsand"
 local support = require "support.init"
 
@@ -549,6 +550,18 @@ describe("moonsand.process", function()
           assert.equal("KILL", r.signal)
           assert.equal("signaled", r.status)
           assert.same({}, running())
+        end
+      end)
+
+      it("waits no longer than its timeout, however long the grace is", function()
+        for _, opts in ipairs { 0.1, { timeout = 0.1 }, { timeout = 0.1, grace = 60 } } do
+          local p = start "trap '' TERM; echo up; while :; do sleep 0.01; done"
+          assert.equal("up", p.stdout:read())
+          local before = loop.now()
+          fails("timeout", p:stop(opts))
+          assert.is_true(loop.now() - before < 4)
+          assert.is_true(p:is_running())
+          p:close()
         end
       end)
     end)

@@ -592,14 +592,12 @@ local function check_open(self, call)
   end
 end
 
---- Waits for the end: the Result, the same each time. A timeout bounds the wait only.
----@param opts? { timeout?: number, cancel?: moonsand.Token }
+--- What `wait` answers within these limits.
+---@param limits moonsand.Limits
 ---@return moonsand.Result? result, string? message, string? code, table? detail
-function Process:wait(opts)
-  opts = options.check("process:wait", opts, WAIT)
-  check_open(self, "process:wait")
-  local limits, own = bounded(self, loop.limits(opts))
-  local message, code, detail
+local function await_answer(self, limits)
+  local own, message, code, detail
+  limits, own = bounded(self, limits)
   if self.served then -- the callbacks' coroutine does the waiting
     while not self.done and not message do
       collect(self)
@@ -614,6 +612,15 @@ function Process:wait(opts)
     return fail_new(self, code, message, detail)
   end
   return answer(self, self.check)
+end
+
+--- Waits for the end: the Result, the same each time. A timeout bounds the wait only.
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.Result? result, string? message, string? code, table? detail
+function Process:wait(opts)
+  opts = options.check("process:wait", opts, WAIT)
+  check_open(self, "process:wait")
+  return await_answer(self, loop.limits(opts))
 end
 
 --- Waits for the first line, of either stream, that a pattern or a function matches. The output
@@ -722,7 +729,8 @@ function Process:kill(signal)
   return true
 end
 
---- TERM, then KILL after `grace` seconds (5). Waits for the end: the Result.
+--- TERM, then KILL after `grace` seconds (5). Waits for the end: the Result. A timeout bounds the wait
+--- as a whole; one that is over before the grace is keeps the KILL from being sent.
 ---@param opts? { grace?: number, timeout?: number, cancel?: moonsand.Token }
 ---@return moonsand.Result? result, string? message, string? code, table? detail
 function Process:stop(opts)
@@ -731,13 +739,15 @@ function Process:stop(opts)
   if self:is_running() then
     self.program:signal(signals.numbers.TERM, true)
   end
+  local limits, patience = loop.limits(opts), loop.now() + (opts.grace or KILL_CONFIRMED)
+  local last = limits.deadline
   local result, message, code, detail =
-    self:wait { timeout = opts.grace or KILL_CONFIRMED, cancel = opts.cancel }
-  if result or code ~= "timeout" or not self:is_running() then
+    await_answer(self, { deadline = math.min(patience, last or patience), token = limits.token })
+  if result or code ~= "timeout" or not self:is_running() or last and last <= patience then
     return result, message, code, detail
   end
   self.program:signal(signals.numbers.KILL, true)
-  return self:wait { timeout = opts.timeout or KILL_CONFIRMED, cancel = opts.cancel }
+  return await_answer(self, { deadline = last or loop.now() + KILL_CONFIRMED, token = limits.token })
 end
 
 --- How it ended, read or not.
