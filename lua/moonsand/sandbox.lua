@@ -318,6 +318,9 @@ function Sandbox:can(capability)
       near and (" (did you mean '" .. near .. "'?)") or "")
   end
   local driver = self.core.driver
+  if driver.lacks and driver.lacks[capability] then
+    return false
+  end
   return CALLS[capability] and driver[CALLS[capability]] and "native"
     or driver:can(capability) or PORTABLE[capability] and "portable" or false
 end
