@@ -171,6 +171,24 @@ describe("a detached sandbox", function()
     assert.same({}, entries())
   end)
 
+  it("has programs of different ids, whichever handle started them", function()
+    local id, ids = detached "many", {}
+    local handles = { connect(id), connect(id) }
+    for _, box in ipairs(handles) do
+      for _ = 1, 2 do
+        local p = moonsand.assert(box:start "sleep 1000")
+        assert.is_nil(ids[p.id])
+        ids[p.id] = p.pid
+      end
+    end
+    local rows = moonsand.assert(handles[1]:processes())
+    assert.equal(4, #rows)
+    for _, row in ipairs(rows) do
+      assert.equal(ids[row.id], row.pid)
+    end
+    moonsand.assert(handles[1]:destroy())
+  end)
+
   it("is let go of: the handle is closed, and what was not in the background has ended", function()
     local box = moonsand.assert(moonsand.create())
     local front = moonsand.assert(box:start "sleep 1000")

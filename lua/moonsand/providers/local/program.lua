@@ -142,6 +142,12 @@ function Program:pid()
   return pid > 0 and pid or nil
 end
 
+--- What it is called in the sandbox, whoever asks.
+function Program:id()
+  local pid = self.handle:pid()
+  return pid > 0 and background.foreground_id(pid) or nil
+end
+
 --- What to wait for besides the streams.
 function Program:waitable()
   return self.handle
