@@ -362,7 +362,51 @@ describe("a program in the background", function()
     end)
   end)
 
+  it("that one handle ends is over for the others as for anybody, with a Result", function()
+    for _, ended in ipairs { "close", "cancel" } do
+      local token = moonsand.token()
+      local p = start("sleep 1000", { cancel = token })
+      local q = attach(p.id)
+      if ended == "close" then
+        p:close()
+      else
+        token:cancel()
+        fails("cancelled", p:wait(20))
+      end
+      local r = moonsand.assert(q:wait(20))
+      assert.equal("signaled", r.status)
+      assert.equal("KILL", r.signal)
+      q = attach(p.id)
+      q:close() -- it is over already
+      assert.equal("KILL", moonsand.assert(attach(p.id):wait(20)).signal)
+    end
+  end)
+
+  it("tells what it runs whoever asks", function()
+    for _, command in ipairs { "sleep 1000; true", { "sleep", "1000" } } do
+      local p = start(command)
+      local q = attach(p.id)
+      assert.same(command, q:info().command)
+      assert.equal(p.id, q.id)
+      q:close()
+    end
+  end)
+
   describe("box:processes", function()
+    it("calls programs what their handles call them", function()
+      local ids = {}
+      for i = 1, 4 do
+        local p = moonsand.assert(box:start("sleep 1000", { background = i > 2 }))
+        ids[i] = { p.id, p.pid }
+      end
+      for i, row in ipairs(moonsand.assert(box:processes())) do
+        assert.same(ids[i], { row.id, row.pid })
+        local p, _, code = box:attach(row.id)
+        assert.equal(row.background, p ~= nil)
+        assert.equal(p and row.id or "not_found", p and p.id or code)
+      end
+    end)
+
     it("lists what was started, with what is known of it", function()
       box:exec { "true" }
       local p = start "exit 7"

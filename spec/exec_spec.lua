@@ -448,15 +448,20 @@ describe("moonsand.sandbox", function()
       end)
 
       it("that cannot be set are refused, not ignored", function()
-        local _, detail = fails_unstarted("permission_denied",
+        local message, detail = fails_unstarted("unavailable",
           box:exec("true", { limits = { open_files = 2 ^ 40 } }))
         assert.equal("limits", detail.what)
+        assert.truthy(message:find("limits.open_files", 1, true))
+        assert.truthy(detail.cause:find "hard limit")
+        assert.truthy(detail.fix:find "ask for at most %d+,")
       end)
 
       it("are checked", function()
         for _, limits in ipairs {
           { cpu_time = 0 }, { cpu_time = -1 }, { open_files = 0 }, { processes = 0 / 0 },
           { memory = "much" }, { memory = -1 }, { file_size = "1X" },
+          { processes = math.huge }, { processes = 1e19 }, { open_files = 1.5 }, { cpu_time = 1e12 },
+          { cpu_time = math.huge }, { memory = math.huge },
         } do
           fails_unstarted("invalid", box:exec("true", { limits = limits }))
         end

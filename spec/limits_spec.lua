@@ -396,6 +396,32 @@ describe("memory and cpus of a sandbox", function()
     box:close()
   end)
 
+  it("are waived by name, in a list", function()
+    for pattern, waived in pairs {
+      ["there is no limit 'memry' %(did you mean 'memory'%?%)"] = { "memry" },
+      ["allow_unenforced%[1%] must be a string, got number"] = { 5 },
+      ["allow_unenforced must be a list, and has the key 'memory'"] = { memory = true },
+    } do
+      local ok, message = pcall(function() moonsand.create { allow_unenforced = waived } end)
+      assert.is_false(ok)
+      assert.truthy(message:find("limits_spec.lua:%d+: .*" .. pattern), message)
+    end
+  end)
+
+  it("have a greatest value, as all limits", function()
+    for _, name in ipairs { "cpus", "processes", "inodes", "open_files", "cpu_time" } do
+      for _, value in ipairs { math.huge, 1e19, 2 ^ 54, 0 / 0, -1, 0 } do
+        local box, message, code = moonsand.create { limits = { [name] = value } }
+        assert.is_nil(box)
+        assert.equal("invalid", code)
+        assert.truthy(message:find("limits." .. name, 1, true))
+      end
+    end
+    local box, message = moonsand.create { limits = { disk = math.huge } }
+    assert.is_nil(box)
+    assert.equal("limits.disk: inf is not a size in bytes", message)
+  end)
+
   it("have a least value", function()
     for name, value in pairs { memory = "1M", cpus = 0.001 } do
       local box, message, code = moonsand.create { limits = { [name] = value } }
@@ -615,4 +641,43 @@ describe("memory and cpus of a sandbox", function()
       await_none(own)
     end)
   end
+end)
+
+describe("limits of each program", function()
+  helper.deadline(60)
+  helper.no_leaks()
+
+  it("are whole numbers; of half a second of CPU time a whole one is held", function()
+    local box = moonsand.assert(moonsand.create { limits = { cpu_time = 0.5 } })
+    assert.equal("1", tostring(box:info().limits.cpu_time.value))
+    for _ = 1, 5 do
+      assert.equal("1\n", moonsand.assert(box:exec "ulimit -t").stdout)
+    end
+    box:close()
+    for _, name in ipairs { "processes", "open_files", "inodes" } do
+      local none, message, code = moonsand.create { limits = { [name] = 200.5 } }
+      assert.is_nil(none)
+      assert.equal("invalid", code)
+      assert.truthy(message:find "whole number")
+    end
+  end)
+
+  it("that are above the hard ones of this process are refused, with cause and fix", function()
+    local box, message, code, detail = moonsand.create { limits = { open_files = 2 ^ 40 } }
+    assert.is_nil(box)
+    assert.equal("unavailable", code)
+    assert.truthy(message:find("limits.open_files", 1, true))
+    assert.is_false(detail.started)
+    assert.truthy(detail.cause:find "hard limit")
+    assert.truthy(detail.fix:find("at most " .. ("%.0f"):format(core.hard_limit "open_files"), 1, true))
+  end)
+
+  it("are by default no more than the hard ones of this process", function()
+    assert.equal("500 500 ok\n", (support.child([[
+      local moonsand = require "moonsand"
+      local box = moonsand.assert(moonsand.create())
+      local _, _, code = box:exec("true", { limits = { open_files = 501 } })
+      print(box:info().limits.open_files.value, moonsand.assert(box:exec "ulimit -n").stdout:match "%d+",
+        code == "unavailable" and "ok" or code)]], "ulimit -n 500;"):gsub("\t", " ")))
+  end)
 end)

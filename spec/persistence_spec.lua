@@ -116,6 +116,79 @@ describe("a detached sandbox", function()
     assert.same(row.metadata, info.metadata)
   end)
 
+  it("may have numbers without an end among what is known of it", function()
+    local box = moonsand.assert(moonsand.create {
+      name = "endless", metadata = { score = math.huge, low = -math.huge },
+    })
+    moonsand.assert(box:detach { lifetime = math.huge })
+    local row = moonsand.assert(moonsand.list())[1]
+    assert.same({ score = math.huge, low = -math.huge }, row.metadata)
+    assert.is_nil(row.expires_at)
+    assert.is_nil(row.idle_timeout)
+    local again = connect "endless"
+    assert.is_nil(again:info().expires_at)
+    moonsand.assert(again:set_lifetime(100))
+    moonsand.assert(again:detach { lifetime = math.huge, idle_timeout = math.huge })
+    row = moonsand.assert(moonsand.list())[1]
+    assert.same({ "endless" }, { row.name, row.expires_at, row.idle_timeout })
+  end)
+
+  it("may have to be without an end from the beginning", function()
+    local box = moonsand.assert(moonsand.create { lifetime = 100, idle_timeout = math.huge })
+    assert.is_nil(box:info().idle_timeout)
+    moonsand.assert(box:detach { lifetime = math.huge })
+    local row = moonsand.list()[1]
+    assert.same({ box.id }, { row.id, row.expires_at, row.idle_timeout })
+  end)
+
+  it("is not made of what nobody could read again", function()
+    local round = { n = 1 }
+    round.round = { round }
+    for word, metadata in pairs { nan = { 0 / 0 }, ["holds itself"] = round } do
+      local box = moonsand.assert(moonsand.create { metadata = metadata })
+      local message = fails("invalid", box:detach())
+      assert.truthy(message:find(word, 1, true), message)
+      assert.is_true(box:exec("true").ok)
+      box:close()
+    end
+    for _, seconds in ipairs { 0 / 0, 1e300, -math.huge } do
+      fails("invalid", moonsand.create { lifetime = seconds })
+      fails("invalid", moonsand.create { idle_timeout = seconds })
+    end
+  end)
+
+  it("keeps its entry while it lives, even one that nobody can read", function()
+    local id, agent = detached "damaged"
+    support.write(socket_of(id):gsub("socket$", "about"), "{s2:idninf;}")
+    assert.same({}, moonsand.list())
+    assert.same({ id }, entries())
+    fails("unavailable", moonsand.connect(id))
+    fails("unavailable", moonsand.destroy(id))
+    assert.is_true(support.alive(agent))
+    native.kill(agent.pid, 9)
+    ends(agent)
+    assert.same({}, moonsand.list())
+    assert.same({}, entries())
+  end)
+
+  it("has programs of different ids, whichever handle started them", function()
+    local id, ids = detached "many", {}
+    local handles = { connect(id), connect(id) }
+    for _, box in ipairs(handles) do
+      for _ = 1, 2 do
+        local p = moonsand.assert(box:start "sleep 1000")
+        assert.is_nil(ids[p.id])
+        ids[p.id] = p.pid
+      end
+    end
+    local rows = moonsand.assert(handles[1]:processes())
+    assert.equal(4, #rows)
+    for _, row in ipairs(rows) do
+      assert.equal(ids[row.id], row.pid)
+    end
+    moonsand.assert(handles[1]:destroy())
+  end)
+
   it("is let go of: the handle is closed, and what was not in the background has ended", function()
     local box = moonsand.assert(moonsand.create())
     local front = moonsand.assert(box:start "sleep 1000")

@@ -1,6 +1,7 @@
 -- Programs that were started: their streams while they run, waiting, signals, the end.
 
 local helper = require "helper"
+local loop = require "moonsand.loop"
 local moonsand = require "moonsand"
 local support = require "support.init"
 
@@ -541,6 +542,35 @@ describe("moonsand.process", function()
       end)
     end)
 
+    describe("whose end nobody confirms", function()
+      --- The agent of a sandbox of its own is stopped: it starts nothing and ends nothing.
+      local function in_a_stopped_one(fn)
+        local own = moonsand.assert(moonsand.create())
+        local agent = support.agent(own)
+        local p = moonsand.assert(own:start("sleep 300", { timeout = 0.2 }))
+        support.native().kill(agent, 19)
+        local before = loop.now()
+        local detail = select(2, fails("timeout", fn(own, p)))
+        local took = loop.now() - before
+        assert.is_true(took > 4 and took < 9, took)
+        support.native().kill(agent, 18)
+        moonsand.assert(own:destroy())
+        return detail
+      end
+
+      it("is told so five seconds after its timeout", function()
+        assert.is_true(in_a_stopped_one(function(_, p)
+          return p:wait()
+        end).started)
+      end)
+
+      it("is not said to have started when nobody knows", function()
+        assert.is_nil(in_a_stopped_one(function(own)
+          return own:exec("true", { timeout = 0.2 })
+        end).started)
+      end)
+    end)
+
     describe(":stop", function()
       it("lets the program end by itself", function()
         local p = start "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.01; done"
@@ -559,6 +589,18 @@ describe("moonsand.process", function()
           assert.equal("KILL", r.signal)
           assert.equal("signaled", r.status)
           assert.same({}, running())
+        end
+      end)
+
+      it("waits no longer than its timeout, however long the grace is", function()
+        for _, opts in ipairs { 0.1, { timeout = 0.1 }, { timeout = 0.1, grace = 60 } } do
+          local p = start "trap '' TERM; echo up; while :; do sleep 0.01; done"
+          assert.equal("up", p.stdout:read())
+          local before = loop.now()
+          fails("timeout", p:stop(opts))
+          assert.is_true(loop.now() - before < 4)
+          assert.is_true(p:is_running())
+          p:close()
         end
       end)
     end)

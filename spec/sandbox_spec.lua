@@ -561,6 +561,22 @@ describe("moonsand.sandbox", function()
       end)
     end)
 
+    it("is done by moonsand.destroy too, by its id or name, of all that are not closed", function()
+      for _, field in ipairs { "id", "name" } do
+        local twins = {}
+        for i = 1, 2 do
+          twins[i] = moonsand.assert(moonsand.create { name = "twin" })
+        end
+        local agent = support.process((support.agent(twins[1])))
+        assert.is_true(moonsand.assert(moonsand.destroy(twins[1][field])))
+        assert.is_false(support.alive(agent))
+        assert.truthy(tostring(twins[1]):find "closed")
+        assert.equal(field == "id", tostring(twins[2]):match "closed" == nil)
+        twins[2]:close()
+      end
+      assert.is_true(moonsand.destroy "twin")
+    end)
+
     it("whose sandbox went away answers gone", function()
       local p = moonsand.assert(box:start "sleep 300")
       local pid = support.agent(box)

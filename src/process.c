@@ -10,10 +10,12 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -679,6 +681,24 @@ static const luaL_Reg metamethods[] = {
     {NULL, NULL},
 };
 
+/* core.hard_limit(name): the most of a limit that a program of ours can be given, whose own hard one
+ * of CPU time lies a second above (agent/spawn.c). */
+static int core_hard_limit(lua_State *L) {
+  static const char *const names[] = {"memory",    "cpu_time",  "open_files",
+                                      "file_size", "processes", NULL};
+  static const int resources[] = {RLIMIT_DATA, RLIMIT_CPU, RLIMIT_NOFILE, RLIMIT_FSIZE,
+                                  RLIMIT_NPROC};
+  int resource = resources[luaL_checkoption(L, 1, NULL, names)];
+  struct rlimit limit;
+  if (getrlimit(resource, &limit) < 0 || limit.rlim_max == RLIM_INFINITY)
+    lua_pushnumber(L, HUGE_VAL);
+  else
+    lua_pushnumber(L, (lua_Number)limit.rlim_max - (resource == RLIMIT_CPU));
+  return 1;
+}
+
 void ms_process_open(lua_State *L) {
   ms_newtype(L, MS_PROCESS_TYPE, methods, metamethods);
+  lua_pushcfunction(L, core_hard_limit);
+  lua_setfield(L, -2, "hard_limit"); /* core.hard_limit */
 }

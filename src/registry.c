@@ -227,6 +227,19 @@ static int connect_agent(const registry *r, const char *id, pid_t pid) {
   return error ? error : fd;
 }
 
+/* registry:listens(id): whether anybody does on its socket, whatever its entry says. */
+static int registry_listens(lua_State *L) {
+  const registry *r = check_registry(L);
+  struct sockaddr_un address = address_of(r, check_id(L, 2));
+  int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  bool over = fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) < 0 &&
+              (errno == ECONNREFUSED || errno == ENOENT);
+  if (fd >= 0)
+    close(fd);
+  lua_pushboolean(L, !over);
+  return 1;
+}
+
 /* registry:join(reactor, id, pid): a sandbox, starting to be ours too; without an id, one that can
  * only be ended. nil, errno. */
 static int registry_join(lua_State *L) {
@@ -300,8 +313,9 @@ static const luaL_Reg methods[] = {
     {"lock", registry_lock},   {"unlock", registry_unlock},
     {"ids", registry_ids},     {"read", registry_read},
     {"write", registry_write}, {"remove", registry_remove},
-    {"add", registry_add},     {"join", registry_join},
-    {"close", registry_gc},    {NULL, NULL},
+    {"add", registry_add},     {"listens", registry_listens},
+    {"join", registry_join},   {"close", registry_gc},
+    {NULL, NULL},
 };
 
 static const luaL_Reg metamethods[] = {{"__gc", registry_gc}, {NULL, NULL}};

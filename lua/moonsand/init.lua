@@ -184,7 +184,17 @@ function M.connect(id, opts)
     providers.ask, provider, "connect", id, checked, loop.limits(checked)))
 end
 
---- What a call of the provider's answers; a failure names it.
+--- What a provider's call answers; a failure names it.
+local function put(provider, name, ...)
+  local value, message, code, detail = providers.ask(provider, name, ...)
+  if value == nil then
+    detail.provider = provider.name
+    return nil, message, code, detail
+  end
+  return value, provider
+end
+
+--- The same of the provider that the options name.
 local function ask(call, opts, name, ...)
   local provider, checked, code, detail = prepare(call, opts, 3)
   if not provider then
@@ -192,13 +202,7 @@ local function ask(call, opts, name, ...)
   end
   local arguments, count = { ... }, select("#", ...)
   arguments[count + 1], arguments[count + 2] = checked, loop.limits(checked)
-  local value, message
-  value, message, code, detail = providers.ask(provider, name, unpack(arguments, 1, count + 2))
-  if value == nil then
-    detail.provider = provider.name
-    return nil, message, code, detail
-  end
-  return value, provider
+  return put(provider, name, unpack(arguments, 1, count + 2))
 end
 
 --- The provider's sandboxes: { id, name, provider, state, created_at, metadata, … } each.
@@ -215,13 +219,26 @@ function M.list(opts)
   return list
 end
 
---- Ends a sandbox without a handle. Already gone is true.
+--- Ends a sandbox without a handle: also one that this process made and has not let go of. Already
+--- gone is true.
 ---@param id string
 ---@param opts? table provider, timeout, cancel
 ---@return true|nil ok, string? message, string? code, table? detail
 function M.destroy(id, opts)
   check_id("moonsand.destroy", "the id", id)
-  return errors.outcome(ask("moonsand.destroy", opts, "destroy", id))
+  local provider, checked, code, detail = prepare("moonsand.destroy", opts, 2)
+  if not provider then
+    return nil, checked, code, detail
+  end
+  local limits = loop.limits(checked)
+  local held, message
+  held, message, code, detail = sandboxes.destroy_held(provider, id, limits)
+  if not held then
+    return nil, message, code, detail
+  elseif held > 0 and not provider.destroy then
+    return true
+  end
+  return errors.outcome(put(provider, "destroy", id, checked, limits))
 end
 
 --- What `box:snapshot` made: { id, name, created_at, … } each.

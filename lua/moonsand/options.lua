@@ -139,4 +139,54 @@ M.integer = math.tointeger or function(value)
   return value
 end
 
+--- Limits that are sizes, those that need be no whole number, and what the kernel reckons with at most.
+local SIZES = { disk = true, file_size = true, memory = true }
+local PARTS = { cpus = true }
+local MOST = { cpus = 2 ^ 20, cpu_time = 2 ^ 34 }
+
+--- The value of a limit: bytes, a count, seconds (whole ones: the next), or cores.
+---@param name string
+---@param value number|string
+---@return number? value, string? message, string? code, table? detail
+function M.limit(name, value)
+  local label = "limits." .. name
+  if SIZES[name] then
+    return M.size(label, value)
+  end
+  local most, asked = MOST[name] or 2 ^ 53, value
+  if name == "cpu_time" then
+    value = math.ceil(value)
+  end
+  if not (value > 0) then
+    return errors.fail("invalid", ("%s: %s is not a positive number"):format(label, tostring(asked)))
+  elseif value > most then
+    return errors.fail("invalid", ("%s: %s is more than can be held (at most %.0f)"):format(label,
+      tostring(asked), most))
+  elseif value % 1 ~= 0 and not PARTS[name] then
+    return errors.fail("invalid", ("%s: %s is not a whole number"):format(label, tostring(asked)))
+  end
+  return M.integer(value) or value
+end
+
+--- Checks that a table is a list: keys from 1 on, without gaps, of values of one type.
+---@param call string the public function and the option, for messages
+---@param list table?
+---@param kind string
+---@param level integer whose line is to blame, as in `check`
+---@return table list
+function M.list(call, list, kind, level)
+  list = list or {}
+  for key in pairs(list) do
+    if type(key) ~= "number" or key % 1 ~= 0 or key < 1 or key > #list then
+      errors.raise(level + 1, "%s must be a list, and has the key %s", call, M.quote(key))
+    end
+  end
+  for i = 1, #list do
+    if type(list[i]) ~= kind then
+      errors.raise(level + 1, "%s[%d] must be a %s, got %s", call, i, kind, type(list[i]))
+    end
+  end
+  return list
+end
+
 return M

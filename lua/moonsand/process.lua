@@ -16,7 +16,8 @@ local unpack = table.unpack or unpack
 
 local M = {}
 
---- How long the death of what was killed may take before it counts as unconfirmed.
+--- How long the death of what was killed may take before it counts as unconfirmed. Of a timeout, half
+--- of it is the provider's; then we kill.
 local KILL_CONFIRMED = 5
 
 --- What is over within so many seconds is a short program.
@@ -52,6 +53,7 @@ Process.__tostring = function(self)
 end
 
 local function kill(self, reason)
+  self.doomed = true
   self.program:signal(signals.numbers.KILL, true, reason)
 end
 
@@ -91,6 +93,7 @@ local function keep(self, result, message, code, detail)
   end
 end
 
+--- What a handle answers that ended the program so itself. Others that look at it get the Result.
 local endings = {
   cancel = { "cancelled", "cancelled" },
   close = { "closed", "the process was closed" },
@@ -111,14 +114,21 @@ local function is_over_limit(self)
   return false
 end
 
+--- What it is called in the sandbox, once that is known: as `box:processes` tells it.
+local function take_id(self)
+  self.id = self.program.id and self.program:id() or self.id
+end
+
 --- From the way it ended to what `wait` answers.
 local function settle(self, exit)
+  take_id(self)
   if not exit.reason and is_over_limit(self) then
     exit.reason = "output" -- it ended by itself before that could be done
   end
   local result = results.new(exit, { stdout = self.program.stdout, stderr = self.program.stderr },
     self.plan.spec)
-  local raised, ending = self.raised, endings[exit.reason]
+  local ours = self.doomed or self.box.core.closed
+  local raised, ending = self.raised, ours and endings[exit.reason]
   if raised then
     local more = { started = true, result = result, cause = raised.error }
     for name, value in pairs(raised.detail or {}) do
@@ -275,11 +285,13 @@ local function put_down(self, reason)
       raw:collect() -- its end comes behind all that it wrote
     end
   end
-  local message = await_end(self, loop.limits({ timeout = KILL_CONFIRMED }, true), false)
+  local patience = reason == "timeout" and KILL_CONFIRMED / 2 or KILL_CONFIRMED
+  local message = await_end(self, loop.limits({ timeout = patience }, true), false)
   if message then
     kill(self, reason)
     local _, text, code, detail = errors.fail("timeout",
-      "the program was killed, but its end was not confirmed", { started = true })
+      "the program was killed, but its end was not confirmed",
+      { started = self.program:pid() and true or nil }) -- nil: nobody can tell
     keep(self, nil, text, code, detail)
   end
 end
@@ -350,8 +362,9 @@ local function new(box, program, plan, command)
     handlers = nil, -- callbacks, by stream
     outcome = nil, -- what every wait answers, once it is over
     raised = nil, -- what a callback or the input failed with
+    doomed = false, -- we ended it
     closed = false,
-    last_moment = plan.timeout and loop.now() + plan.timeout + plan.grace + KILL_CONFIRMED,
+    last_moment = plan.timeout and loop.now() + plan.timeout + plan.grace + KILL_CONFIRMED / 2,
   }, Process)
 end
 
@@ -485,7 +498,7 @@ end
 local function hand_over(self, opts)
   local program = self.program
   self.pid = program:pid()
-  self.id = program.id and program:id() or self.id -- where it can be attached to, its own
+  take_id(self)
   for _, name in ipairs { "stdout", "stderr" } do
     if program[name] and not (self.handlers and self.handlers[name]) then
       self[name] = streams.new(program[name], name, self.plan.max_output, self)
@@ -576,7 +589,7 @@ function M.attach(box, id, opts, level)
     program:detach()
     return fail(box, message, code, detail)
   end
-  local self = new(box, program, plan_of_attached(box, opts, program, max), id)
+  local self = new(box, program, plan_of_attached(box, opts, program, max), program.command)
   if program.stdin then
     self.stdin = streams.new(program.stdin, "stdin", nil, self)
   end
@@ -592,14 +605,12 @@ local function check_open(self, call)
   end
 end
 
---- Waits for the end: the Result, the same each time. A timeout bounds the wait only.
----@param opts? { timeout?: number, cancel?: moonsand.Token }
+--- What `wait` answers within these limits.
+---@param limits moonsand.Limits
 ---@return moonsand.Result? result, string? message, string? code, table? detail
-function Process:wait(opts)
-  opts = options.check("process:wait", opts, WAIT)
-  check_open(self, "process:wait")
-  local limits, own = bounded(self, loop.limits(opts))
-  local message, code, detail
+local function await_answer(self, limits)
+  local own, message, code, detail
+  limits, own = bounded(self, limits)
   if self.served then -- the callbacks' coroutine does the waiting
     while not self.done and not message do
       collect(self)
@@ -614,6 +625,15 @@ function Process:wait(opts)
     return fail_new(self, code, message, detail)
   end
   return answer(self, self.check)
+end
+
+--- Waits for the end: the Result, the same each time. A timeout bounds the wait only.
+---@param opts? { timeout?: number, cancel?: moonsand.Token }
+---@return moonsand.Result? result, string? message, string? code, table? detail
+function Process:wait(opts)
+  opts = options.check("process:wait", opts, WAIT)
+  check_open(self, "process:wait")
+  return await_answer(self, loop.limits(opts))
 end
 
 --- Waits for the first line, of either stream, that a pattern or a function matches. The output
@@ -725,7 +745,8 @@ function Process:kill(signal)
   return true
 end
 
---- TERM, then KILL after `grace` seconds (5). Waits for the end: the Result.
+--- TERM, then KILL after `grace` seconds (5). Waits for the end: the Result. A timeout bounds the wait
+--- as a whole; one that is over before the grace is keeps the KILL from being sent.
 ---@param opts? { grace?: number, timeout?: number, cancel?: moonsand.Token }
 ---@return moonsand.Result? result, string? message, string? code, table? detail
 function Process:stop(opts)
@@ -734,13 +755,15 @@ function Process:stop(opts)
   if self:is_running() then
     self.program:signal(signals.numbers.TERM, true)
   end
+  local limits, patience = loop.limits(opts), loop.now() + (opts.grace or KILL_CONFIRMED)
+  local last = limits.deadline
   local result, message, code, detail =
-    self:wait { timeout = opts.grace or KILL_CONFIRMED, cancel = opts.cancel }
-  if result or code ~= "timeout" or not self:is_running() then
+    await_answer(self, { deadline = math.min(patience, last or patience), token = limits.token })
+  if result or code ~= "timeout" or not self:is_running() or last and last <= patience then
     return result, message, code, detail
   end
   self.program:signal(signals.numbers.KILL, true)
-  return self:wait { timeout = opts.timeout or KILL_CONFIRMED, cancel = opts.cancel }
+  return await_answer(self, { deadline = last or loop.now() + KILL_CONFIRMED, token = limits.token })
 end
 
 --- How it ended, read or not.

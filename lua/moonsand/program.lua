@@ -129,16 +129,11 @@ end
 local function read_limits(call, asked, level)
   local limits = {}
   for name, value in pairs(options.check(call .. ": limits", asked, LIMITS, level + 1)) do
-    if LIMITS[name] == "number|string" then
-      local bytes, message, code, detail = options.size("limits." .. name, value)
-      if not bytes then
-        return nil, message, code, detail
-      end
-      value = bytes
-    elseif not (value > 0) then
-      return errors.fail("invalid", ("limits.%s: %s is not a positive number"):format(name, value))
+    local message, code, detail
+    limits[name], message, code, detail = options.limit(name, value)
+    if not limits[name] then
+      return nil, message, code, detail
     end
-    limits[name] = name == "cpu_time" and math.ceil(value) or math.floor(value)
   end
   return limits
 end

@@ -318,6 +318,9 @@ function Sandbox:can(capability)
       near and (" (did you mean '" .. near .. "'?)") or "")
   end
   local driver = self.core.driver
+  if driver.lacks and driver.lacks[capability] then
+    return false
+  end
   return CALLS[capability] and driver[CALLS[capability]] and "native"
     or driver:can(capability) or PORTABLE[capability] and "portable" or false
 end
@@ -494,6 +497,32 @@ end
 
 -- ---------------------------------------------------------------- creating
 
+--- Those that this process made: their cores -> what they are called.
+local made = setmetatable({}, { __mode = "k" })
+
+--- Ends those that this process made and still holds, by their id or name: how many that were.
+---@param provider table
+---@param id string
+---@param limits moonsand.Limits
+---@return integer? count, string? message, string? code, table? detail
+function M.destroy_held(provider, id, limits)
+  local found = {}
+  for core, called in pairs(made) do
+    if core.provider == provider and not core.closed and (called.id == id or called.name == id) then
+      found[#found + 1] = core
+    end
+  end
+  for _, core in ipairs(found) do
+    mark_closed(core)
+    local ok, message, code, detail = core.driver:destroy(limits)
+    if not ok then
+      detail.provider = provider.name
+      return nil, message, code, detail
+    end
+  end
+  return #found
+end
+
 local function close_and_pass(box, guard, ok, ...)
   loop.unguard(guard)
   box:close()
@@ -529,6 +558,7 @@ function M.new(provider, driver, fields, defaults)
     metadata = fields.metadata,
     lease = nil, -- of a pool, see pool.lua
   }
+  made[core] = fields.owned and { id = fields.id, name = fields.name } or nil
   local home = driver.cwd or "/"
   defaults.cwd = paths.join(home, defaults.cwd or home)
   defaults.env = copy(defaults.env or {})

@@ -55,12 +55,8 @@ end
 --- The system calls that are to be allowed again. Which may be, the agent knows.
 ---@return string[]? names, string? message, string? code, table? detail
 local function read_allow(seccomp)
-  local allow = options.check("moonsand.create: seccomp", seccomp, SECCOMP, 6).allow or {}
-  for i, name in ipairs(allow) do
-    if type(name) ~= "string" then
-      errors.raise(7, "moonsand.create: seccomp.allow: name %d must be a string, got %s", i, type(name))
-    end
-  end
+  local asked = options.check("moonsand.create: seccomp", seccomp, SECCOMP, 6)
+  local allow = options.list("moonsand.create: seccomp.allow", asked.allow, "string", 6)
   if #allow > ALLOW_MAX then
     return errors.fail("invalid", ("seccomp.allow: more than %d names"):format(ALLOW_MAX))
   end

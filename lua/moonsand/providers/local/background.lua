@@ -108,6 +108,44 @@ end
 
 -- ---------------------------------------------------------------- all of them
 
+--- A command as it was given: text for the shell, or a list.
+local function command_of(words)
+  if #words == 3 and words[1] == "/bin/sh" and words[2] == "-c" then
+    return words[3]
+  end
+  return words
+end
+
+--- Asks for those that were started after that one, as many as one answer holds; and whether there are
+--- more.
+---@return table[]? programs, boolean|string more_or_message, string? code, table? detail
+local function ask(driver, after, limits)
+  local errno, body, code, detail =
+    driver:call(core.file_calls.programs, { a = after, path = "/" }, limits)
+  if not errno then
+    return errors.fail(code, "processes: " .. body, detail)
+  elseif errno ~= 0 then
+    return errors.errno(errno, "processes")
+  end
+  local list, more = core.programs(body)
+  if not list or more and (#list == 0 or list[#list].number <= after) then
+    return calls.nonsense "processes"
+  end
+  return list, more
+end
+
+--- The command of one of them.
+---@return string|string[]|nil command, string? message, string? code, table? detail
+local function command_at(driver, number, limits)
+  local list, message, code, detail = ask(driver, number - 1, limits)
+  if not list then
+    return nil, message, code, detail
+  elseif not list[1] or list[1].number ~= number then
+    return errors.fail("not_found", "the program is not there any more")
+  end
+  return command_of(list[1].words)
+end
+
 --- One that was started before.
 ---@param driver moonsand.local.Sandbox
 ---@param number integer
@@ -125,11 +163,22 @@ function M.attach(driver, number, opts, limits)
   end
   local ok
   ok, message, code, detail = program:started(limits)
+  if ok and not opts.once then
+    program.command, message, code, detail = command_at(driver, number, limits)
+    ok = program.command
+  end
   if not ok then
     program:detach()
     return nil, message, code, detail
   end
   return program
+end
+
+--- What one is called that runs in front: nobody else can attach to it.
+---@param pid integer
+---@return string
+function M.foreground_id(pid)
+  return ("fg-%d"):format(pid)
 end
 
 --- The number in an id; nil if it is no id of ours.
@@ -140,18 +189,9 @@ function M.number(id)
   return number and number < 2 ^ 53 and number or nil
 end
 
---- A command as it was given: text for the shell, or a list.
-local function command_of(words)
-  if #words == 3 and words[1] == "/bin/sh" and words[2] == "-c" then
-    return words[3]
-  end
-  return words
-end
-
 local function row_of(program)
   return {
-    id = program.background and ("bg-%d"):format(program.number)
-      or ("%d"):format(program.number),
+    id = program.background and ("bg-%d"):format(program.number) or M.foreground_id(program.pid),
     pid = program.pid,
     command = command_of(program.words),
     running = program.running,
@@ -167,17 +207,10 @@ end
 function M.list(driver, limits)
   local rows, after, more = {}, 0, true
   while more do
-    local errno, body, code, detail =
-      driver:call(core.file_calls.programs, { a = after, path = "/" }, limits)
-    if not errno then
-      return errors.fail(code, "processes: " .. body, detail)
-    elseif errno ~= 0 then
-      return errors.errno(errno, "processes")
-    end
-    local list
-    list, more = core.programs(body)
-    if not list or more and (#list == 0 or list[#list].number <= after) then
-      return calls.nonsense "processes"
+    local list, code, detail
+    list, more, code, detail = ask(driver, after, limits)
+    if not list then
+      return nil, more, code, detail
     end
     for _, program in ipairs(list) do
       rows[#rows + 1] = row_of(program)

@@ -16,20 +16,33 @@ local AGREED = 10
 
 local SET_LIFETIME, SET_IDLE = 1, 2 -- flags of MS_CALL_LIFE
 
-local function milliseconds(seconds)
-  return seconds and math.min(math.ceil(seconds * 1000), 2 ^ 52) or 0
+--- Seconds that come to an end: nil for `math.huge`, as for false.
+---@return number?
+function M.finite(seconds)
+  return seconds and seconds < math.huge and seconds or nil
 end
 
---- Checks what `create` or `detach` is told of how long it is to live.
+--- As the agent takes them; 0: for ever.
+local function milliseconds(seconds)
+  return M.finite(seconds) and math.min(math.ceil(seconds * 1000), 2 ^ 52) or 0
+end
+
+--- Checks what `create`, `detach` or `set_lifetime` is told of how long it is to live.
 ---@return true|nil ok, string? message, string? code, table? detail
 function M.check(opts)
   for _, name in ipairs { "lifetime", "idle_timeout" } do
-    if opts[name] and not (opts[name] > 0) then
+    local value = opts[name]
+    if value and not (value > 0 and (value <= 2 ^ 53 or value == math.huge)) then
       return errors.fail("invalid", ("%s: %s is not a positive number of seconds"):format(name,
-        tostring(opts[name])))
+        tostring(value)))
     end
   end
   return true
+end
+
+--- The moment at which so many seconds are over; nil: that never comes.
+local function expiry(lifetime)
+  return M.finite(lifetime) and os.time() + lifetime or nil
 end
 
 --- A call of the agent's that answers nothing.
@@ -53,20 +66,24 @@ local function set_times(box, lifetime, idle, limits, what)
     return nil, message, code, detail
   end
   if lifetime then
-    box.expires_at = os.time() + lifetime
+    box.expires_at = expiry(lifetime)
   end
   box.idle_timeout = idle or box.idle_timeout
   if not box.detached then
     return true
   end
   return registry.update(box.id, limits, function(about)
-    about.expires_at, about.idle_timeout = box.expires_at, box.idle_timeout
+    about.expires_at, about.idle_timeout = box.expires_at, M.finite(box.idle_timeout)
   end)
 end
 
---- It ends so many seconds from now.
+--- It ends so many seconds from now; `math.huge`: not by that.
 ---@return true|nil ok, string? message, string? code, table? detail
 function M.set_lifetime(box, seconds, limits)
+  local ok, message, code, detail = M.check { lifetime = seconds }
+  if not ok then
+    return nil, message, code, detail
+  end
   return set_times(box, seconds, nil, limits, "set_lifetime")
 end
 
@@ -112,8 +129,8 @@ local function about(box, fields, opts)
     created_at = fields.created_at,
     pid = box.raw:pid(),
     isolation = box.isolation,
-    expires_at = opts.lifetime and os.time() + opts.lifetime or box.expires_at,
-    idle_timeout = opts.idle_timeout or nil,
+    expires_at = opts.lifetime and expiry(opts.lifetime) or box.expires_at,
+    idle_timeout = M.finite(opts.idle_timeout),
     limits = box.limits,
     held = box.held,
     mounts = box.mounts,
@@ -141,11 +158,10 @@ function M.detach(box, opts, fields, limits)
   if idle == nil then
     idle = box.idle_timeout or not opts.lifetime and not box.expires_at and IDLE
   end
-  if box.detached then
-    if opts.lifetime or opts.idle_timeout then
-      ok, message, code, detail = set_times(box, opts.lifetime, opts.idle_timeout, limits, "detach")
-    end
-  else
+  if box.detached and (opts.lifetime or opts.idle_timeout) or opts.lifetime == math.huge then
+    ok, message, code, detail = set_times(box, opts.lifetime, opts.idle_timeout, limits, "detach")
+  end
+  if ok and not box.detached then
     local times = { lifetime = opts.lifetime, idle_timeout = idle }
     ok, message, code, detail = registry.publish(about(box, fields, times), limits, function(socket)
       return let_go(box, socket, times, limits)

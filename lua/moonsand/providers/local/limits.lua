@@ -1,6 +1,7 @@
 --- The limits of a local sandbox: what is asked for, what is set, and by what each is held.
 
 local cgroups = require "moonsand.providers.local.cgroups"
+local core = require "moonsand.core"
 local errors = require "moonsand.errors"
 local options = require "moonsand.options"
 
@@ -18,25 +19,18 @@ local KNOWN = {
   disk = "number|string", inodes = "number", processes = "number", open_files = "number",
   file_size = "number|string", cpu_time = "number", memory = "number|string", cpus = "number",
 }
-local SIZES = { disk = true, file_size = true, memory = true }
 
 --- Less is no room for the root and the agent, or nothing that the kernel would take.
 local LEAST = { disk = 1024 * 1024, inodes = 128, memory = 4 * 1024 * 1024, cpus = 0.01 }
 
 local function read(name, value)
-  if SIZES[name] then
-    local bytes, message, code, detail = options.size("limits." .. name, value)
-    if not bytes then
-      return nil, message, code, detail
-    end
-    value = bytes
-  elseif not (value > 0) then
-    return errors.fail("invalid", ("limits.%s: %s is not a positive number"):format(name, tostring(value)))
-  end
-  if value < (LEAST[name] or 0) then
+  local number, message, code, detail = options.limit(name, value)
+  if not number then
+    return nil, message, code, detail
+  elseif number < (LEAST[name] or 0) then
     return errors.fail("invalid", ("limits.%s: at least %s are needed"):format(name, LEAST[name]))
   end
-  return value
+  return number
 end
 
 local function read_all(asked)
@@ -51,12 +45,62 @@ local function read_all(asked)
   return values
 end
 
+--- The limits that need not be held, as a set.
+---@return table<string, true>
+local function read_waived(names)
+  local waived = {}
+  for _, name in ipairs(options.list("moonsand.create: allow_unenforced", names, "string", 9)) do
+    if not KNOWN[name] then
+      local near = options.nearest(name, KNOWN)
+      errors.raise(9, "moonsand.create: allow_unenforced: there is no limit %s%s", options.quote(name),
+        near and (" (did you mean '" .. near .. "'?)") or "")
+    end
+    waived[name] = true
+  end
+  return waived
+end
+
 local function cannot_hold(name, why)
   return errors.fail("unavailable", ("limits.%s cannot be held for a whole sandbox here"):format(name), {
     started = false,
     cause = why.cause,
     fix = ("%s; or leave it out, limit single programs (exec's limits), or accept it with "
       .. "allow_unenforced = { %q }"):format(why.fix, name),
+  })
+end
+
+--- Limits of each program: true, or the failure of the first that is above this process's own.
+---@param values table<string, number>
+---@return true|nil ok, string? message, string? code, table? detail
+local function check_hard(values)
+  for _, name in ipairs { "open_files", "processes", "file_size", "cpu_time", "memory" } do
+    local value, most = values[name], core.hard_limit(name)
+    if value and value > most then
+      return errors.fail("unavailable", ("limits.%s: no program here can be given %.0f"):format(name,
+        value), {
+          started = false,
+          what = "limits",
+          cause = ("the hard limit of this process (getrlimit) is %.0f"):format(most),
+          fix = ("ask for at most %.0f, or start this process with more (ulimit -H)"):format(most),
+        })
+    end
+  end
+  return true
+end
+
+--- Why the kernel refused a program's limits.
+---@param values table<string, number> what was asked for
+---@param why string
+function M.refused(values, why)
+  local ok, message, code, detail = check_hard(values)
+  if not ok then
+    return nil, message, code, detail
+  end
+  return errors.fail("unavailable", "cannot start: its limits cannot be set: " .. why, {
+    started = false,
+    what = "limits",
+    cause = "one is above the hard limit (getrlimit) that the sandbox was made with",
+    fix = "ask for less, or make the sandbox where hard limits are higher (ulimit -H)",
   })
 end
 
@@ -97,27 +141,29 @@ function M.plan(opts, agent, isolation)
   if not asked then
     return nil, message, code, detail
   end
-  local waived, values, self = {}, {}, { held = {} }
-  for _, name in ipairs(opts.allow_unenforced or {}) do
-    waived[name] = true
-  end
+  local waived, values, self = read_waived(opts.allow_unenforced), {}, { held = {} }
   if isolation == "bwrap" and asked.inodes and not waived.inodes then
     return cannot_hold("inodes", NO_INODES)
   end
   for name, value in pairs(DEFAULTS) do
-    values[name] = value
+    values[name] = HOW[name] == "rlimit" and math.min(value, core.hard_limit(name)) or value
   end
   if asked.memory then -- files are memory: they should not take it all
     values.disk = math.min(DISK, math.max(LEAST.disk, math.floor(asked.memory / 2)))
   end
+  local each = {}
   for name, value in pairs(asked) do
-    values[name] = value
+    values[name], each[name] = value, HOW[name] == "rlimit" and value or nil
+  end
+  local ok
+  ok, message, code, detail = check_hard(each)
+  if not ok then
+    return nil, message, code, detail
   end
   for name, value in pairs(values) do
     local nothing = name == "inodes" and isolation == "bwrap"
     self.held[name] = { value = value, by = not nothing and HOW[name] or "none" }
   end
-  local ok
   ok, message, code, detail = hold(self, values, asked, waived, agent, isolation)
   if not ok then
     return nil, message, code, detail

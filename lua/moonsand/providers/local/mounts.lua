@@ -72,11 +72,9 @@ local function read(opts, level)
   if opts.workspace then
     add(list, "workspace", opts.workspace, "/workspace", "rw")
   end
-  for i, row in ipairs(opts.mounts or {}) do
+  local rows = options.list("moonsand.create: mounts", opts.mounts, "table", level + 1)
+  for i, row in ipairs(rows) do
     local label = ("mounts[%d]"):format(i)
-    if type(row) ~= "table" then
-      errors.raise(level + 1, "moonsand.create: %s must be a table, got %s", label, type(row))
-    end
     options.check("moonsand.create: " .. label, row, FIELDS, level + 1)
     for _, field in ipairs { "source", "target" } do
       if not row[field] then

@@ -52,6 +52,9 @@ end
 
 local function refused(self, errno, what)
   local code = errors.code(errno)
+  if what == "limits" then
+    return limiting.refused(self.spec, core.strerror(errno))
+  end
   if what == "id" then
     return errors.fail("not_found", "there is no such program in the background, or not any more")
   elseif what == "since" then
@@ -60,7 +63,7 @@ local function refused(self, errno, what)
   if what == "program" and code == "not_a_directory" then
     code = "not_found"
   end
-  local which = what == "program" and self.name or what == "cwd" and self.cwd
+  local which = what == "program" and self.name or what == "cwd" and self.spec.cwd
   return errors.fail(code, ("cannot start: %s%s: %s"):format(what,
     which and " " .. options.quote(which) or "", core.strerror(errno)),
     { started = false, what = what, path = which or nil })
@@ -139,6 +142,12 @@ function Program:pid()
   return pid > 0 and pid or nil
 end
 
+--- What it is called in the sandbox, whoever asks.
+function Program:id()
+  local pid = self.handle:pid()
+  return pid > 0 and background.foreground_id(pid) or nil
+end
+
 --- What to wait for besides the streams.
 function Program:waitable()
   return self.handle
@@ -184,7 +193,7 @@ function M.spawn(sandbox, argv, spec)
     stdout = stdout,
     stderr = stderr,
     name = argv[1],
-    cwd = spec.cwd,
+    spec = spec,
     before = before, -- what the limits had been hit by then
   }, spec.background and Background or Program)
 end

@@ -12,23 +12,39 @@ local M = {}
 --- How long somebody else may hold the lock before we look again.
 local LOCK_TRY = 0.005
 
+--- How many tables an entry may have in each other.
+local DEPTH = 100
+
 -- ---------------------------------------------------------------- values as text
+
+--- A number that every Lua reads again: none reads "inf" as one but LuaJIT.
+local function encode_number(value, what)
+  if value ~= value then
+    error(("%s: a number that is none (nan) cannot be kept for others"):format(what), 0)
+  elseif value == math.huge or value == -math.huge then
+    return value > 0 and "n1e999;" or "n-1e999;"
+  end
+  return ("n%.17g;"):format(value)
+end
 
 --- Strings, numbers, booleans and tables of them, each with its length or its end: nothing in a
 --- string is special.
-local function encode(value, out, what)
+local function encode(value, out, what, depth)
   local kind = type(value)
-  if kind == "string" then
+  if depth > DEPTH then
+    error(("%s: a table that holds itself, or more than %d in each other, cannot be kept for others")
+      :format(what, DEPTH), 0)
+  elseif kind == "string" then
     out[#out + 1] = ("s%d:%s"):format(#value, value)
   elseif kind == "number" then
-    out[#out + 1] = ("n%.17g;"):format(value)
+    out[#out + 1] = encode_number(value, what)
   elseif kind == "boolean" then
     out[#out + 1] = value and "t" or "f"
   elseif kind == "table" then
     out[#out + 1] = "{"
     for key, each in pairs(value) do
-      encode(key, out, what)
-      encode(each, out, what)
+      encode(key, out, what, depth + 1)
+      encode(each, out, what, depth + 1)
     end
     out[#out + 1] = "}"
   else
@@ -74,7 +90,7 @@ end
 ---@return string? text, string? message, string? code, table? detail
 local function to_text(about)
   local out = {}
-  local ok, message = pcall(encode, about, out, "detach")
+  local ok, message = pcall(encode, about, out, "detach", 0)
   if not ok then
     return errors.fail("invalid", tostring(message))
   end
@@ -143,13 +159,14 @@ end
 
 -- ---------------------------------------------------------------- entries
 
---- What is known of a sandbox, and whether it is "running", "gone", or somewhere we cannot look:
---- another boot's pids are gone, those of another pid namespace mean nothing here.
+--- What is known of a sandbox, and whether it is "running", "gone", or somewhere we cannot look
+--- ("elsewhere"): another boot's pids are gone, those of another pid namespace mean nothing here. Of
+--- one whose entry cannot be read but whose agent listens, nothing is known ("unreadable").
 local function look(registry, id)
   local text = registry:read(id)
   local about = text and from_text(text)
   if not about or type(about.pid) ~= "number" or type(about.place) ~= "string" or about.id ~= id then
-    return nil, "gone"
+    return nil, registry:listens(id) and "unreadable" or "gone"
   end
   local birth, place = core.birth(about.pid)
   if about.place ~= place then
@@ -204,7 +221,19 @@ local function find(registry, id_or_name)
   return named
 end
 
-local function not_found(id)
+--- Why none was found of that id or name.
+local function not_found(registry, id)
+  for _, each in ipairs(registry:ids()) do
+    local _, state = look(registry, each)
+    if each == id and state == "unreadable" then
+      return errors.fail("unavailable", ("what is known of %s cannot be read"):format(
+        options.quote(id)), {
+          cause = ("its entry in %s is damaged; the sandbox lives"):format(M.path()),
+          fix = "end the process that listens on the socket there",
+          id = id,
+        })
+    end
+  end
   return errors.fail("not_found", ("there is no detached sandbox %s"):format(options.quote(id)),
     { id = id })
 end
@@ -277,10 +306,14 @@ function M.update(id, limits, change)
   return locked(limits, function(registry)
     local about = find(registry, id)
     if not about then
-      return not_found(id)
+      return not_found(registry, id)
     end
     change(about)
-    local ok, errno = registry:write(about.id, (to_text(about)))
+    local text, message, code, detail = to_text(about)
+    if not text then
+      return nil, message, code, detail
+    end
+    local ok, errno = registry:write(about.id, text)
     if not ok then
       return errors.errno(errno, M.path())
     end
@@ -314,7 +347,7 @@ function M.join(id_or_name, connected, limits)
     clean(registry)
     local about = find(registry, id_or_name)
     if not about then
-      return not_found(id_or_name)
+      return not_found(registry, id_or_name)
     elseif connected and about.version ~= core.version then
       return errors.fail("unavailable", ("%s was made by moonsand %s"):format(
         options.quote(id_or_name), tostring(about.version)), {
@@ -331,7 +364,7 @@ function M.join(id_or_name, connected, limits)
       end
     until not again
     if raw and core.birth(about.pid) ~= about.birth or not raw and OVER[errno] then
-      return not_found(id_or_name)
+      return not_found(registry, id_or_name)
     elseif not raw then
       return errors.errno(errno, "cannot connect to " .. options.quote(id_or_name))
     end

@@ -265,7 +265,7 @@ function Sandbox:info()
     created_at = self.created_at,
     detached = self.detached,
     expires_at = now.expires_at,
-    idle_timeout = now.idle_timeout,
+    idle_timeout = detached.finite(now.idle_timeout),
   }
 end
 
@@ -312,6 +312,7 @@ function M.new(raw, about)
     mounts = about.mounts,
     base = about.base,
     unsaved = about.unsaved, -- what no snapshot could hold; nil: nothing
+    lacks = about.unsaved and { snapshot = true } or {},
     network = about.network,
     rules = about.rules, -- as `create` was given them
     expires_at = about.expires_at,

@@ -364,6 +364,7 @@ function Driver:attach(id, opts, limits)
     return nil, entry, code, detail
   end
   self.attached[program] = true
+  program.command = entry.command
   return expose(program, { entry = entry })
 end
 
