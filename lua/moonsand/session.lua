@@ -3,7 +3,6 @@
 --- Where a service has sessions of its own, its driver's `session` is used.
 
 local callbacks = require "moonsand.process.callbacks"
-local calls = require "moonsand.files.calls"
 local errors = require "moonsand.errors"
 local frame = require "moonsand.session.frame"
 local loop = require "moonsand.loop"
@@ -172,7 +171,7 @@ local function await_end(run, limits)
         shield = limits.shield }, program.stdout, program.stderr, program:waitable())
     elseif run.taken >= BURST then
       run.taken = 0
-      message, code, detail = calls.turn(limits)
+      message, code, detail = loop.turn(limits)
     end
     if message and code ~= "timeout" then
       return nil, message, code, detail, true

@@ -1,7 +1,6 @@
 --- Runs a small POSIX script inside a sandbox, for what its provider cannot do. Names go in as
 --- arguments, data as stdin: nothing is ever put into the text of a script.
 
-local calls = require "moonsand.files.calls"
 local environment = require "moonsand.environment"
 local errors = require "moonsand.errors"
 local feed = require "moonsand.files.feed"
@@ -172,7 +171,7 @@ end
 function Script:chunk()
   if self.taken >= BURST then
     self.taken = 0
-    local message, code, detail = calls.turn(self.limits)
+    local message, code, detail = loop.turn(self.limits)
     if message then
       self:kill()
       return fail(self, code, message, detail)
