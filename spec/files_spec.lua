@@ -44,7 +44,6 @@ local function guarded(name, fn)
 end
 
 describe("moonsand.files.skipped", function()
-  local core = require "moonsand.core"
   local skips = require "moonsand.files.skipped"
 
   it("tells paths below a root, and why", function()
