@@ -2,6 +2,7 @@
 --- once that a sandbox could keep the host busy with: a thousand bytes of stderr for seven seconds.
 
 local helper = require "helper"
+local loop = require "moonsand.loop"
 local moonsand = require "moonsand"
 local paths = require "moonsand.paths"
 local pipes = require "moonsand.providers.pipe"
@@ -146,10 +147,14 @@ local function liar(stdout, stderr, code)
   local driver = {}
   function driver.start()
     local program = { stdout = pipes.new(64 * 1024 * 1024), stderr = pipes.new(64 * 1024 * 1024) }
-    program.stdout:push(stdout)
-    program.stderr:push(stderr)
-    program.stdout:finish()
-    program.stderr:finish()
+    for name, text in pairs { stdout = stdout, stderr = stderr } do
+      if type(text) == "function" then -- it never ends
+        program[name].take = text
+      else
+        program[name]:push(text)
+        program[name]:finish()
+      end
+    end
     function program.ended()
       return { exit_code = code }
     end
@@ -175,11 +180,9 @@ describe("moonsand.portable, of what a sandbox's commands say", function()
   for name, call in pairs(calls) do
     it(name .. " makes something or nothing, quickly", function()
       quick(function(text)
-        for _, code in ipairs { 0, 1 } do
-          call(liar(text, text, code))
-          call(liar("1 1.0 1\0" .. text, "find: " .. text, code))
-          call(liar("1\0/x\0" .. text .. "\0\0", "cp: " .. text, code))
-        end
+        call(liar(text, text, 1))
+        call(liar("1 1.0 1\0" .. text, "find: " .. text, 0))
+        call(liar("1\0/x\0" .. text .. "\0\0", "cp: " .. text, 0))
       end)
     end)
   end
@@ -199,6 +202,57 @@ describe("moonsand.portable, of what a sandbox's commands say", function()
     assert.equal("protocol", code)
   end)
 
+  it("grep finds what lies across pieces, and holds no more than one file", function()
+    local count, total = 0, 0
+    local mark, near
+    local driver = liar(function()
+      count = count + 1
+      local data
+      if count == 1 then
+        data = mark .. "/large\0" .. mark:sub(1, 20)
+      elseif count <= 1100 then
+        near = near or (mark:sub(1, 31) .. "!"):rep(2048)
+        data = near
+      elseif count == 1101 then
+        data = mark:sub(1, 7)
+      elseif count == 1102 then
+        data = mark:sub(8) .. "/small\0one\ntwo\n" .. mark .. "/more\0two" .. mark .. "/no\0two\0" .. mark
+      else
+        return nil, "eof"
+      end
+      total = total + #data
+      return data
+    end, "", 0)
+    local start = driver.start
+    function driver.start(_, spec)
+      mark = spec.argv[#spec.argv]
+      return start()
+    end
+    local began = os.clock()
+    local list = assert(portable.files.grep(driver, "/", "two", true, 10, {}))
+    assert.is_true(os.clock() - began < 10)
+    assert.is_true(total > 64 * 1024 * 1024)
+    local found = {}
+    for i, hit in ipairs(list) do
+      found[i] = hit.path .. ":" .. hit.line
+    end
+    assert.same({ "/more:1", "/small:2" }, found)
+    assert.same({ { path = "/large", message = "File too large", code = "too_large" } }, list.skipped)
+  end)
+
+  it("looks at its limits while there is always more", function()
+    local data = ("x"):rep(65536)
+    local driver = liar(function()
+      return data
+    end, "", 0)
+    local began = loop.now()
+    local list, _, code = portable.files.grep(driver, "/", "x", true, 10,
+      loop.limits { timeout = 0.1 })
+    assert.is_nil(list)
+    assert.equal("timeout", code)
+    assert.is_true(loop.now() - began < 20)
+  end)
+
   it("reads the messages of find and cp", function()
     local list = calls.list(liar("0\0\0", "find: '/x/a: b': Permission denied\n"
       .. "find: /x/c: Permission denied\nfind: \226\128\152/x/d\226\128\153: Permission denied\n", 0))
@@ -211,5 +265,26 @@ describe("moonsand.portable, of what a sandbox's commands say", function()
     local copied = assert(calls.copy(liar("\0009\0",
       "cp: cannot open '/x/./a b' for reading: Permission denied\n", 0)))
     assert.same({ "/x/a b", 8 }, { copied.skipped[1].path, copied.entries })
+  end)
+end)
+
+describe("callbacks of a program that is over", function()
+  local callbacks = require "moonsand.process.callbacks"
+
+  it("are given all that was left of it, but not what others write for ever", function()
+    local given, ended = 0, false
+    local handlers = { stdout = { function(data)
+      given, ended = given + #(data or ""), data == nil
+    end } }
+    local pipe = pipes.new(1000)
+    pipe:take("chunk", 0)
+    pipe:push(("x"):rep(5000000))
+    callbacks.finish(handlers, { stdout = pipe })
+    assert.same({ 5000000, true }, { given, ended })
+    given, ended = 0, false
+    callbacks.finish(handlers, { stdout = { take = function()
+      return ("x"):rep(65536)
+    end } })
+    assert.is_true(given >= 1024 * 1024 and ended)
   end)
 end)

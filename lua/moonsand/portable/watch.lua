@@ -6,11 +6,15 @@ local look = require "moonsand.portable.look"
 local loop = require "moonsand.loop"
 local options = require "moonsand.options"
 local shell = require "moonsand.portable.shell"
+local skips = require "moonsand.files.skipped"
 
 local M = {}
 
 --- A line is told of with so many bytes at most.
 local MAX_LINE = 4096
+
+--- What a file may have in it: it is held as a whole.
+local MAX_FILE = 64 * 1024 * 1024
 
 --- Each file: a mark, its name, a NUL, what is in it. The mark cannot be in a file.
 local GREP = [[
@@ -21,6 +25,48 @@ find -H "$1" -type f -exec sh -c '
 printf %s "$2"
 exit 0
 ]]
+
+--- What the script sends, file by file: `next()` gives a name and all that is in it; nil at the end;
+--- or nil, message, code, detail. Each byte is looked at once, however large the files are; those
+--- that are too large are passed over.
+local function files(script, mark, skipped)
+  local pieces, size, tail = {}, 0, "" -- of what has no end yet; the last bytes of it
+  local text, at = "", nil -- of what has: the mark that comes next
+  local function take(data)
+    local joint = tail .. data
+    pieces[#pieces + 1], size, tail = data, size + #data, joint:sub(1 - #mark)
+    if joint:find(mark, 1, true) then
+      text = table.concat(pieces)
+      at = text:find(mark, 1, true)
+    elseif size > MAX_FILE then
+      local name = table.concat(pieces):match("^([^%z]+)%z", #mark + 1)
+      skipped:tell(name or "", "File too large", "too_large")
+      pieces, size = { tail }, #tail
+    end
+  end
+  return function()
+    while true do
+      local to = at and text:find(mark, at + #mark, true)
+      if to then
+        local name, content = text:sub(at + #mark, to - 1):match "^([^%z]+)%z(.*)$"
+        at = to
+        if name then
+          return name, content
+        end
+      else
+        if at then
+          pieces, text, at = { text:sub(at) }, "", nil
+          size = #pieces[1]
+        end
+        local data, message, code, detail = script:chunk()
+        if not data then
+          return nil, message, code, detail
+        end
+        take(data)
+      end
+    end
+  end
+end
 
 --- The lines of one file that match.
 local function search_text(path, text, find, list, limit)
@@ -52,28 +98,19 @@ function M.grep(driver, path, pattern, plain, limit, limits)
   if not script then
     return nil, message, code, detail
   end
-  local rest, list = "", {}
+  local list, skipped = {}, skips.new "/"
+  local next_file = files(script, mark, skipped)
   while true do
-    local data
-    data, message, code, detail = script:chunk()
-    if message then
-      return nil, message, code, detail
-    elseif not data then
+    local name, text
+    name, text, code, detail = next_file()
+    if not name and text then
+      return nil, text, code, detail
+    elseif not name then
       break
-    end
-    rest = rest .. data
-    local from = rest:find(mark, 1, true)
-    local to = from and rest:find(mark, from + #mark, true)
-    while to do
-      local name, text = rest:sub(from + #mark, to - 1):match "^([^%z]+)%z(.*)$"
-      if name and not text:find "%z" and text ~= ""
-        and not search_text(name, text, find, list, limit) then
-        script:kill()
-        return errors.fail("too_large", ("grep %s: more than %d lines"):format(options.quote(path),
-          limit), { path = path, matches = list })
-      end
-      rest = rest:sub(to)
-      from, to = 1, rest:find(mark, #mark + 1, true)
+    elseif not text:find "%z" and text ~= "" and not search_text(name, text, find, list, limit) then
+      script:kill()
+      return errors.fail("too_large", ("grep %s: more than %d lines"):format(options.quote(path),
+        limit), { path = path, matches = list })
     end
   end
   local ok
@@ -87,6 +124,7 @@ function M.grep(driver, path, pattern, plain, limit, limits)
     end
     return a.line < b.line
   end)
+  list.skipped = skipped.list[1] and skipped.list
   return list
 end
 
