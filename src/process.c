@@ -681,8 +681,8 @@ static const luaL_Reg metamethods[] = {
     {NULL, NULL},
 };
 
-/* core.hard_limit(name): the most of a limit that a program of ours can be given, whose own hard one
- * of CPU time lies a second above (agent/spawn.c). */
+/* core.hard_limit(name): the most of a limit that a program of ours can be given, whose own hard
+ * one of CPU time lies a second above (agent/spawn.c). */
 static int core_hard_limit(lua_State *L) {
   static const char *const names[] = {"memory",    "cpu_time",  "open_files",
                                       "file_size", "processes", NULL};

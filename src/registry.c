@@ -310,11 +310,16 @@ static int registry_gc(lua_State *L) {
 }
 
 static const luaL_Reg methods[] = {
-    {"lock", registry_lock},   {"unlock", registry_unlock},
-    {"ids", registry_ids},     {"read", registry_read},
-    {"write", registry_write}, {"remove", registry_remove},
-    {"add", registry_add},     {"listens", registry_listens},
-    {"join", registry_join},   {"close", registry_gc},
+    {"lock", registry_lock},
+    {"unlock", registry_unlock},
+    {"ids", registry_ids},
+    {"read", registry_read},
+    {"write", registry_write},
+    {"remove", registry_remove},
+    {"add", registry_add},
+    {"listens", registry_listens},
+    {"join", registry_join},
+    {"close", registry_gc},
     {NULL, NULL},
 };
 
