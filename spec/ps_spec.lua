@@ -385,7 +385,7 @@ if len(sys.argv) == 1:
         moonsand.assert(p:wait(10))
         local stranger = next_with(p.pid)
         assert.equal(2, killing:wait())
-        assert.is_false(deaf:is_running())
+        assert.equal("KILL", moonsand.assert(deaf:wait(10)).signal)
         goes_on(stranger)
       end)
     end)

@@ -22,7 +22,7 @@
 /* Passes after which those who trace the tree are killed, too, each time. */
 enum { TRACED_PASSES = 100 };
 /* Children that are reaped before others have their turn. */
-enum { REAP_MAX = 256 };
+enum { REAP_MAX = 1024 };
 /* What is known of programs that are over: how many, and how much their logs may hold together. */
 enum { OVER_MAX = 100 };
 #define OVER_BYTES (UINT64_C(64) * 1024 * 1024)
