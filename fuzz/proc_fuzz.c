@@ -25,8 +25,9 @@ static void check(const ms_proc *p) {
   ms_proc again;
   ms_get_proc(&r, &again);
   MUST(ms_get_end(&r) && again.pid == p->pid && again.cpu_ns == p->cpu_ns &&
-       again.memory == p->memory && again.name_length == p->name_length &&
-       again.args_length == p->args_length && memcmp(again.name, p->name, p->name_length) == 0 &&
+       again.memory == p->memory && again.ticks == p->ticks &&
+       again.name_length == p->name_length && again.args_length == p->args_length &&
+       memcmp(again.name, p->name, p->name_length) == 0 &&
        memcmp(again.args, p->args, p->args_length) == 0);
 }
 
