@@ -100,6 +100,14 @@ describe("moonsand.text", function()
     end)
   end
 
+  it("sizes are read quickly", function()
+    local size = require("moonsand.options").size
+    assert.equal(1536, size("max", " 1.5 KiB "))
+    quick(function(text)
+      assert.is_nil((size("max", text)))
+    end)
+  end)
+
   it("tells which JavaScript is a module, quickly", function()
     local node = require("moonsand.languages").by_name.node
     assert.is_table(node.variant "const a = 1\n  import\n{ b } from 'c'")

@@ -117,6 +117,7 @@ function M.quote(value)
   end) .. "'"
 end
 
+local MAX_SIZE_TEXT = 64
 local units = { [""] = 1, K = 1024, M = 1024 ^ 2, G = 1024 ^ 3, T = 1024 ^ 4 }
 
 --- Bytes: a number, or `"512M"` (K, M, G, T are powers of 1024).
@@ -125,6 +126,7 @@ local units = { [""] = 1, K = 1024, M = 1024 ^ 2, G = 1024 ^ 3, T = 1024 ^ 4 }
 function M.size(name, value)
   local number, unit = value, ""
   if type(value) == "string" then
+    value = #value <= MAX_SIZE_TEXT and value or value:sub(1, MAX_SIZE_TEXT) .. "..." -- is none
     number, unit = value:upper():match "^%s*(%d+%.?%d*)%s*([KMGT]?)I?B?%s*$"
     number = tonumber(number)
   end
