@@ -231,8 +231,10 @@ function M.destroy(id, opts)
     return nil, checked, code, detail
   end
   local limits = loop.limits(checked)
-  local held, message
-  held, message, code, detail = sandboxes.destroy_held(provider, id, limits)
+  local held, message = 0, nil
+  if provider.embedded then
+    held, message, code, detail = sandboxes.destroy_held(provider, id, limits)
+  end
   if not held then
     return nil, message, code, detail
   elseif held > 0 and not provider.destroy then

@@ -11,7 +11,7 @@ local sandboxes = require "moonsand.providers.local.sandbox"
 local snapshots = require "moonsand.providers.local.snapshots"
 local way_out = require "moonsand.providers.local.way_out"
 
-local M = { name = "local" }
+local M = { name = "local", embedded = true }
 
 --- Who makes the namespaces when `create` does not say: nil for the helper itself, and bwrap where only
 --- that may. Set in specs.
