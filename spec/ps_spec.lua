@@ -278,7 +278,8 @@ if len(sys.argv) == 1:
         echo up; f
       ]]))
       assert.equal("up", p.stdout:read("l", 5))
-      assert.is_true(small:kill(p.pid, { tree = true, signal = "KILL" }))
+      local killed, message, code = small:kill(p.pid, { tree = true, signal = "KILL" })
+      assert.is_true(killed or code == "not_found", message) -- a shell that cannot fork ends
       moonsand.assert(p:wait(10))
       small:close()
     end)
