@@ -355,6 +355,14 @@ class Relay:
             self.gateway.check_answer(self.target.service, self.exchange, self.target.rest,
                                       self.operation, status, backend.buffer[:size])
 
+    @staticmethod
+    def fill(backend):
+        """Reads more; False at the end, also at one that was a reset: all may have been said."""
+        try:
+            return backend.fill()
+        except Broken:
+            return False
+
     def pass_bytes(self, backend, give, both_ways, length):
         """Until the backend has said all, or the client has left: how many bytes there were."""
         client, sent, tail = self.exchange.connection, 0, b""
@@ -371,7 +379,7 @@ class Relay:
                 except OSError:
                     pass # it has hung up; its last words may still be on their way
             ready = select.select([backend.sock, client.sock], [], [])[0]
-            if backend.sock in ready and not backend.fill():
+            if backend.sock in ready and not self.fill(backend):
                 if length is None and tail != LAST_CHUNK:
                     client.closing = True # it died in the middle of its answer
                 if both_ways:
