@@ -504,7 +504,7 @@ describe("moonsand.process", function()
     describe(":kill", function()
       it("sends one signal to the whole tree, TERM if nothing is said", function()
         local p = start [[trap 'wait $child; echo got; exit 5' TERM
-          sh -c 'trap "echo child; exit" TERM; echo up; while :; do sleep 0.01; done' &
+          sh -c 'trap "echo child; exit" TERM; echo up; while :; do :; done' &
           child=$!; wait $child; wait $child; exit 6]]
         assert.equal("up", p.stdout:read())
         assert.is_true(p:kill())
@@ -573,7 +573,7 @@ describe("moonsand.process", function()
 
     describe(":stop", function()
       it("lets the program end by itself", function()
-        local p = start "trap 'echo bye; exit 3' TERM; echo up; while :; do sleep 0.01; done"
+        local p = start "trap 'echo bye; exit 3' TERM; echo up; while :; do :; done"
         assert.equal("up", p.stdout:read())
         local r = moonsand.assert(p:stop())
         assert.equal(3, r.exit_code)
