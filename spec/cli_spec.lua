@@ -276,7 +276,7 @@ describe("moonsand (the command-line tool)", function()
   describe("--network", function()
     it("lets programs reach what is named, and nothing else", function()
       local out, err, status = sh [[
-        mkdir -p served && printf mine >served/file
+        mkdir -p served && printf mine >served/file && : >listens
         python3 -u -m http.server --bind 127.0.0.1 --directory served 0 >listens 2>/dev/null & server=$!
         until port=$(sed -n 's/.*port \([0-9]*\) .*/\1/p' listens) && [ "$port" ]; do sleep 0.05; done
         {} exec -n --network example.org --network 127.0.0.1:$port -e port=$port -c '
