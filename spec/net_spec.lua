@@ -227,7 +227,7 @@ describe("moonsand.net", function()
         wish("", { url = "http://127.0.0.1:1/" })
         wish("", { url = "http://moonsand.invalid/" })]]):format(
         server.raw("", { ["end"] = "hold", count = name })))
-      assert.is_true(took > 1.9 and took < 8, tostring(took))
+      assert.is_true(took > 1.9 and took < 20, tostring(took))
       assert.is_true((server.count(name)) >= 16)
       _, took = program [[wish("", { url = "http://127.0.0.1:1/" })]]
       assert.is_true(took < 1.9, tostring(took))

@@ -271,11 +271,11 @@ describe("moonsand.sandbox", function()
       end)
 
       it("costs nothing to speak of", function()
-        local before = require("moonsand.core").now()
+        local before = os.clock()
         for _ = 1, 1000 do
           box:view { cwd = "/tmp", env = { B = "1" } }
         end
-        assert.is_true(require("moonsand.core").now() - before < 1)
+        assert.is_true(os.clock() - before < 1)
         assert.equal(0, #support.descendants((support.agent(box))))
       end)
 

@@ -191,11 +191,12 @@ for _, shell in ipairs { "sh", "bash" } do
     it("ends a cancelled command, with what it said", function()
       local token, value, message, code, detail = moonsand.token(), nil, nil, nil, nil
       moonsand.run(function()
-        moonsand.task(function()
-          moonsand.sleep(0.2)
-          token:cancel "enough"
-        end)
-        value, message, code, detail = session:exec("echo on; sleep 60", { cancel = token })
+        value, message, code, detail = session:exec("echo on; sleep 60", {
+          cancel = token,
+          on_line = function()
+            token:cancel "enough"
+          end,
+        })
       end)
       assert.equal("cancelled", code_of(value, message, code, detail))
       assert.equal("on\n", detail.result.stdout)
@@ -390,5 +391,34 @@ describe("moonsand.session", function()
       box:session { shel = "sh" }
     end)
     box:close()
+  end)
+end)
+
+describe("what a session's pipe says", function()
+  local frame = require "moonsand.session.frame"
+
+  it("is handed on at once, but for what may be the beginning of the end", function()
+    local said = "x abab( aba abab) ab" -- before, and what is no token
+    for size = 1, 12 do
+      local reader, got, wire = frame.reader "abab-", {}, "prompt abab-(" .. said .. "abab-)7 12\n13\n."
+      for i = 1, #wire, size do
+        reader:feed(wire:sub(i, i + size - 1), function(data)
+          got[#got + 1] = data
+        end)
+      end
+      assert.equal(said, table.concat(got))
+      local status, jobs = reader:status()
+      assert.equal(7, status)
+      assert.same({ "12", "13" }, jobs)
+    end
+    local reader, got = frame.reader "abab-", nil
+    reader:feed("abab-(on\nabab", function(data)
+      got = data
+    end)
+    assert.equal("on\n", got)
+    reader:finish(function(data)
+      got = data
+    end)
+    assert.equal("abab", got)
   end)
 end)

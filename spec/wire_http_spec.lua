@@ -315,9 +315,9 @@ describe("moonsand.wire.http", function()
     end)
 
     it("comes at once, however slow the rest is", function()
-      local r = assert(http.request { url = server.url("/trickle", { count_of = 5, pause = 0.05 }) })
+      local r = assert(http.request { url = server.url("/trickle", { count_of = 5, pause = 0.3 }) })
       for line in r.body:lines() do
-        assert.is_true(core.now() - tonumber(line) < 0.04)
+        assert.is_true(core.now() - tonumber(line) < 0.25)
       end
     end)
 
@@ -649,9 +649,9 @@ describe("moonsand.wire.http", function()
       local name = server.name()
       local before = core.now()
       local code = failure(request { url = server.url("/status", { code = 429, count = name,
-        headers = "Retry-After:30" }), retries = 3, timeout = 1 })
+        headers = "Retry-After:30" }), retries = 3, timeout = 20 })
       assert.equal("rate_limited", code)
-      assert.is_true(core.now() - before < 1)
+      assert.is_true(core.now() - before < 20)
     end)
 
     it("reads when to come back, as seconds or as a date", function()
@@ -663,10 +663,10 @@ describe("moonsand.wire.http", function()
       assert.is_nil(http.retry_after "soon")
       assert.is_nil(http.retry_after(nil))
       assert.is_nil(http.retry_after "1.2.3")
-      local before = core.now()
+      local before = os.clock()
       assert.is_nil(http.retry_after(("1"):rep(65536) .. "x"))
       assert.is_nil(http.retry_after("1" .. (" "):rep(65536) .. "x"))
-      assert.is_true(core.now() - before < 1)
+      assert.is_true(os.clock() - before < 1)
     end)
   end)
 
@@ -674,7 +674,7 @@ describe("moonsand.wire.http", function()
 
   it("tells a refusal in a line, whatever its body is", function()
     local blanks = (" "):rep(60000)
-    local before = core.now()
+    local before = os.clock()
     for body, expected in pairs {
       ["no" .. blanks .. "!"] = "no", [blanks .. "no\r\n \n" .. blanks] = "no",
       [blanks] = "", ["a \r\n b\1"] = "a; b?", [("\n"):rep(60000) .. "a"] = "a",
@@ -688,7 +688,7 @@ describe("moonsand.wire.http", function()
         message:sub(1, 200))
       assert.is_true(#message < 2100)
     end
-    assert.is_true(core.now() - before < 2, core.now() - before)
+    assert.is_true(os.clock() - before < 2)
   end)
 
   it("refuses headers that would be two", function()

@@ -336,7 +336,7 @@ describe("moonsand.wire.websocket", function()
     } do
       local before = core.now()
       assert.equal("not_found", (failure(websocket.connect { url = server.raw(data), timeout = 20 })), name)
-      assert.is_true(core.now() - before < 2, name .. ": " .. core.now() - before)
+      assert.is_true(core.now() - before < 10, name .. ": " .. core.now() - before)
     end
   end)
 
@@ -345,7 +345,7 @@ describe("moonsand.wire.websocket", function()
       local before = core.now()
       assert.equal("timeout", (failure(websocket.connect { timeout = 0.2,
         url = server.raw(data, { ["end"] = "hold" }) })))
-      assert.is_true(core.now() - before < 2)
+      assert.is_true(core.now() - before < 10)
     end
     local code = failure(moonsand.run(function()
       local token = moonsand.token()

@@ -250,11 +250,12 @@ return function(name, opts)
         local token = moonsand.token()
         local value, message, code, detail
         moonsand.run(function()
-          moonsand.task(function()
-            moonsand.sleep(0.2)
-            token:cancel "enough"
-          end)
-          value, message, code, detail = box:exec("echo begun; sleep 60", { cancel = token })
+          value, message, code, detail = box:exec("echo begun; sleep 60", {
+            cancel = token,
+            on_line = function()
+              token:cancel "enough"
+            end,
+          })
         end)
         assert.equal("cancelled", code_of(value, message, code, detail))
         assert.is_true(detail.started)

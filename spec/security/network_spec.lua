@@ -545,9 +545,9 @@ describe("the proxy", function()
       length = function() return head(get, "Content-Length: " .. ones .. "x") end,
     }
     for name, read in pairs(cases) do
-      local began = core.now()
+      local began = os.clock()
       read()
-      assert.is_true(core.now() - began < 1, name .. ": " .. core.now() - began)
+      assert.is_true(os.clock() - began < 1, name)
     end
     assert.is_truthy(head(get, "X:\t a \tb\t ").head:find("\r\nX: a \tb\r\n", 1, true))
     assert.is_truthy(head(get, "X: \t").head:find("\r\nX: \r\n", 1, true))

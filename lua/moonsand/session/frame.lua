@@ -113,7 +113,17 @@ local function append(self, data)
   end
 end
 
---- What comes is scanned once; as many bytes as a token may have of them are kept back.
+--- How many bytes at the end of a text may be the beginning of a token.
+local function beginning(token, text)
+  for n = math.min(#text, #token - 1), 1, -1 do
+    if text:sub(-n) == token:sub(1, n) then
+      return n
+    end
+  end
+  return 0
+end
+
+--- What comes is scanned once, and handed on at once but for what may be the beginning of a token.
 function Reader:feed(data, emit)
   if self.state == "after" then
     append(self, data)
@@ -139,7 +149,7 @@ function Reader:feed(data, emit)
     append(self, text:sub(to + 1))
     text = text:sub(1, from - 1)
   else
-    local kept = math.min(#text, #self.last - 1)
+    local kept = beginning(self.last, text)
     self.rest = text:sub(#text - kept + 1)
     text = text:sub(1, #text - kept)
   end
