@@ -33,8 +33,11 @@ static void say(int s, uint16_t type, uint32_t id, const ms_writer *body, const 
                 size_t count) {
   ms_header header = {.type = type, .id = id};
   struct pollfd room = {.fd = s, .events = POLLOUT};
-  while (ms_send(s, &header, body->data, body->length, fds, count) == -EAGAIN)
+  int sent;
+  while ((sent = ms_send(s, &header, body->data, body->length, fds, count)) == -EAGAIN)
     poll(&room, 1, -1);
+  if (sent == -EPIPE)
+    _exit(0); /* also out of a flood, whose zygote may have been ended before it told of us */
 }
 
 static void say_numbers(int s, uint16_t type, uint32_t id, const uint32_t *numbers, size_t count,
@@ -80,7 +83,8 @@ static void say_many(int s, const void *bytes, size_t length, int fd, size_t cou
   rights->cmsg_type = SCM_RIGHTS;
   rights->cmsg_len = CMSG_LEN(count * sizeof(int));
   memcpy(CMSG_DATA(rights), fds, count * sizeof(int));
-  sendmsg(s, &raw, MSG_NOSIGNAL);
+  if (sendmsg(s, &raw, MSG_NOSIGNAL) < 0 && errno == EPIPE)
+    _exit(0);
 }
 
 /* A directory that has something else where terminals are made. */
