@@ -514,8 +514,8 @@ describe("the gateway", function()
     local SLEEP = cjson.encode { language = "bash", code = "sleep 7307", timeout = 20 }
 
     it("so many programs at once", function()
-      local first = server:begin(SLEEP, nil, "--max-time 2")
-      local second = server:begin(SLEEP, "/stream", "--max-time 2")
+      local first = server:begin(SLEEP, nil, "--max-time 5")
+      local second = server:begin(SLEEP, "/stream", "--max-time 5")
       await_sleepers("7307", 2)
       local answer, status = ask(server, SLEEP)
       assert.equal(429, status)

@@ -38,12 +38,28 @@ return function(options)
     io.flush()
   end
 
+  -- A test between its start and its end, and what was raised in it: by a deadline, that may be
+  -- outside of what busted guards, and nobody is told of the end.
+  local under_way, raised
+
+  local function unended()
+    if under_way then
+      record("failed", under_way)
+      show { name = handler.getFullName(under_way), element = under_way,
+        message = raised or "nothing was heard of its end" }
+      under_way, raised = nil, nil
+    end
+  end
+
   local function test_start(element)
+    unended()
     record("start", element)
+    under_way = element
     return nil, true
   end
 
   local function test_end(element, _, status)
+    under_way, raised = nil, nil
     if status == "success" then
       record("passed", element)
     elseif status == "pending" then
@@ -58,8 +74,10 @@ return function(options)
   end
 
   -- What fails outside of a test: a spec that does not load, a setup, a teardown.
-  local function outside(element)
-    if element.descriptor ~= "it" then
+  local function outside(element, _, message)
+    if element.descriptor == "it" then
+      raised = message
+    else
       record("failed", element)
       show(handler.errors[#handler.errors])
     end
@@ -67,6 +85,7 @@ return function(options)
   end
 
   local function suite_end()
+    unended()
     results:write("end\n")
     return nil, true
   end

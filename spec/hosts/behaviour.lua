@@ -221,10 +221,11 @@ boxed("timeout: of a program", function(box)
 end)
 
 boxed("timeout: of a wait, which loses nothing", function(box)
-  local p = assert(box:start("printf re; sleep 0.3; echo ady"))
+  local p = assert(box:start("printf re; read x; echo ady"))
   local line, _, code = p.stdout:read("l", 0.05)
   eq(nil, line, "line")
   eq("timeout", code, "code")
+  assert(p.stdin:write "\n")
   eq("ready", p.stdout:read(), "line")
 end)
 

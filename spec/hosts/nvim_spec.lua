@@ -147,7 +147,8 @@ describe("the host nvim", function()
       end
       spawn(function()
         box:exec("true")
-        vim.cmd "lua value = require('moonsand').run(function() box:exec('sleep 0.3') return 7 end)"
+        vim.cmd("lua value = require('moonsand').run(function() "
+          .. "repeat box:exec('sleep 0.05') until others == 3 return 7 end)")
         say("others", others)
         say("main", value)
         quit()

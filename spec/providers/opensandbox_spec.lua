@@ -13,7 +13,7 @@ local support = require "support.init"
 local times = require "moonsand.providers.opensandbox.time"
 
 describe("moonsand.providers.opensandbox", function()
-  helper.deadline(60)
+  helper.deadline(120)
 
   local fake, box
 
