@@ -4,6 +4,8 @@ local helper = require "helper"
 local moonsand = require "moonsand"
 local support = require "support.init"
 
+local now = require("moonsand.core").now
+
 local LONG = 300 -- seconds that no test takes: who sleeps so long must be killed
 
 local unpack = table.unpack or unpack
@@ -864,6 +866,30 @@ describe("moonsand.sandbox", function()
         assert.equal(3000000, count)
         assert.equal(3000000, #r.stdout)
         other:close()
+      end)
+
+      it("leave others their turn, and who waits his limits, when more comes for ever", function()
+        moonsand.run(function()
+          local turns = 0
+          local others = moonsand.task(function()
+            while true do
+              moonsand.sleep(0)
+              turns = turns + 1
+            end
+          end)
+          local p = moonsand.assert(box:start("yes", {
+            max_output = 0,
+            on_stdout = function() -- slower than what writes
+              local over = now() + 0.002
+              repeat until now() > over
+            end,
+          }))
+          fails("timeout", p:wait(0.2))
+          fails("cancelled", p:wait { cancel = moonsand.token(0.2) })
+          assert.is_true(turns > 5, turns .. " turns")
+          p:close()
+          others:cancel()
+        end)
       end)
 
       it("that raise kill the program, and the error comes out as it is", function()

@@ -21,14 +21,15 @@ local function run(source)
 end
 
 moonsand.run(function()
-  local known, task
-  while runs > 0 or task:status() == "running" do
+  local known, task, untold = nil, nil, 0
+  while runs > 0 or untold > 0 do
     local text = content()
     if runs > 0 and text and text ~= known then
       if task and task:cancel("the file changed") then task:wait() end
-      known, runs = text, runs - 1
+      known, runs, untold = text, runs - 1, untold + 1
       task = moonsand.task(run, text):on_done(function(_, result, message)
         print("ended: " .. tostring(result or message))
+        untold = untold - 1
       end)
     end
     moonsand.sleep(0.05)

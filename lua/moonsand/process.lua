@@ -23,6 +23,9 @@ local KILL_CONFIRMED = 5
 --- What is over within so many seconds is a short program.
 local SOON = 0.002
 
+--- So many seconds callbacks take of a program that does not stop writing, before others have a turn.
+local SLICE = 0.005
+
 local WAIT = { timeout = "number", cancel = "table" }
 local STOP = { timeout = "number", cancel = "table", grace = "number" }
 local SINCE = { stdout = "number", stderr = "number" }
@@ -221,13 +224,20 @@ local function await_start(self, limits)
   end
 end
 
---- Gives the callbacks what there is. While one waits more may come, for ever, so the limits are
---- looked at between two pieces.
-local function pump(self, token)
-  repeat
-    local moved = callbacks.pump(self.handlers, self.program)
+--- Gives the callbacks what there is. More may come for ever: others have their turn, and the limits
+--- are looked at. Answers nothing, or why the wait must end.
+local function pump(self, limits)
+  local turn = loop.now() + SLICE
+  while callbacks.pump(self.handlers, self.program) do
     police(self)
-  until not moved or token and token:cancelled()
+    if loop.now() >= turn then
+      local message, code, detail = loop.turn(limits)
+      if message then
+        return message, code, detail
+      end
+      turn = loop.now() + SLICE
+    end
+  end
 end
 
 --- Waits for the end and keeps the outcome. Answers nothing, or the failure of the wait itself.
@@ -244,8 +254,9 @@ local function await_end(self, limits, pumping, collecting)
         return message, code, detail
       end
     end
+    local stop, why, more
     if pumping then
-      pump(self, limits.token)
+      stop, why, more = pump(self, limits)
     end
     local exit, message, code, detail = program:ended()
     if exit then
@@ -260,9 +271,11 @@ local function await_end(self, limits, pumping, collecting)
       return
     end
     police(self)
-    message, code, detail = wait_with(self, limits, program:waitable())
-    if message then
-      return message, code, detail
+    if not stop then
+      stop, why, more = wait_with(self, limits, program:waitable())
+    end
+    if stop then
+      return stop, why, more
     end
   end
 end
