@@ -155,6 +155,18 @@ for _, shell in ipairs { "sh", "bash" } do
       alive()
     end)
 
+    it("goes on beside what floods in the background", function()
+      run("yes & echo on", { max_output = 1000 })
+      for status = 1, 5 do
+        local r = run(("echo x; (exit %d)"):format(status), { max_output = "1M" })
+        assert.equal(status, r.exit_code)
+      end
+      local r = run("while :; do :; done", { max_output = "1M", timeout = 0.2 })
+      assert.is_true(r.timed_out)
+      assert.equal(0, run("kill $! && ! wait $!", { max_output = "1M" }).exit_code)
+      alive()
+    end)
+
     it("ends a command at its timeout and keeps the shell", function()
       run "kept=yes; sleep 62 & job=$!"
       for _, command in ipairs { "echo on; sleep 60", "echo on; while :; do :; done",
@@ -400,7 +412,7 @@ describe("what a session's pipe says", function()
   it("is handed on at once, but for what may be the beginning of the end", function()
     local said = "x abab( aba abab) ab" -- before, and what is no token
     for size = 1, 12 do
-      local reader, got, wire = frame.reader "abab-", {}, "prompt abab-(" .. said .. "abab-)7 12\n13\n."
+      local reader, got, wire = frame.reader "abab-", {}, "prompt abab-(" .. said .. "abab-)7\n12\ny\n13\ny\n4yabab-."
       for i = 1, #wire, size do
         reader:feed(wire:sub(i, i + size - 1), function(data)
           got[#got + 1] = data
@@ -410,6 +422,15 @@ describe("what a session's pipe says", function()
       local status, jobs = reader:status()
       assert.equal(7, status)
       assert.same({ "12", "13" }, jobs)
+    end
+    for _, answer in ipairs { "x", "7x\n", "\n", ("7"):rep(30), "7\n" .. ("1\n"):rep(20000),
+      "7\n" .. ("\0"):rep(9000000) } do
+      local reader = frame.reader "abab-"
+      reader:feed("abab-(abab-)" .. answer, print)
+      reader:feed("\nabab-.", print)
+      local status, never = reader:status()
+      assert.is_nil(status)
+      assert.is_true(never)
     end
     local reader, got = frame.reader "abab-", nil
     reader:feed("abab-(on\nabab", function(data)

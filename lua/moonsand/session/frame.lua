@@ -7,19 +7,20 @@
 ---
 --- (`command :` is there because `$_` would have the token otherwise.)
 ---
---- Before a command the shell writes a token to both pipes, and after it the token again, the
---- status and its background jobs. A token is 128 random bits, new for each command and in no
---- variable, so no output can hold it by chance or by malice. The line that writes the second one
---- is sent along; a shell that drops what it has read ahead (dash, after an error) loses it, so it
---- is sent again until it is answered.
+--- Before a command the shell writes a token to both pipes, and after it the token again with the
+--- status, its background jobs, and the token once more. A token is 128 random bits, new for each
+--- command and in no variable, so no output can hold it by chance or by malice. Each of these writes
+--- is small enough for a pipe to take it whole; between them may lie what the background writes. The
+--- line that writes the second token is sent along; a shell that drops what it has read ahead (dash,
+--- after an error) loses it, so it is sent again until it is answered.
 
 local core = require "moonsand.core"
 
 local M = {}
 
---- After the second token come a number and a list of pids. More is no answer: it is output of the
---- background, or of a shell whose \command is a function that lies.
-local MAX_TAIL = 64 * 1024
+--- What may lie between the status and the end of the answer, and how many jobs there may be. More
+--- is no answer: the shell's \command is a function that lies. And how long the line of a pid is.
+local MAX_TAIL, MAX_JOBS, MAX_PID = 8 * 1024 * 1024, 10000, 20
 
 --- The first line: silence for prompts, our pipes, no history. Then who it is.
 local HELLO = [[
@@ -48,7 +49,7 @@ local SOURCE = BEGIN .. [[
 ]]
 
 local END = [[
-{ \command \printf '%%s)%%s ' %s "$?"; \jobs -p; \command \printf .; } >&8
+{ \command \printf '%%s)%%s\n' %s "$?"; \jobs -p; \command \printf '%%s.' %s; } >&8
 \command \printf '%%s)' %s >&7; \command :
 ]]
 
@@ -90,26 +91,50 @@ function M.command(token, command, input, bash)
 end
 
 function M.ending(token)
-  return END:format(token, token)
+  return END:format(token, token, token)
 end
 
---- Reads one pipe: `feed(data)` hands on what lies between the tokens, and answers true when the
---- second one was there.
+--- Reads one pipe: `feed(data)` hands on what lies between the first two tokens.
 ---@class moonsand.FrameReader
 ---@field private first string
 ---@field private last string
+---@field private over string
 ---@field private state "before"|"inside"|"after"
----@field private rest string what may be the beginning of a token
----@field private tail string what came after the second token
----@field private flooded boolean more than that
+---@field private rest string what may be the beginning of a token, or of a line
+---@field private tail integer bytes after the second token
+---@field private exit_code? integer
+---@field private jobs string[]
+---@field private answered boolean the answer is whole, or can never be
 local Reader = {}
 Reader.__index = Reader
 
+--- What follows the second token: the status in a line, then lines of which those that are numbers
+--- are jobs, until the third.
 local function append(self, data)
-  if #self.tail + #data > MAX_TAIL then
-    self.flooded = true
-  else
-    self.tail = self.tail .. data
+  if self.answered then
+    return
+  end
+  local text, from = self.rest .. data, 1
+  self.tail = self.tail + #data
+  while true do
+    local to = text:find("\n", from, true)
+    local line = text:sub(from, to and to - 1)
+    if not self.exit_code then
+      self.exit_code = to and tonumber(line:match "^%d+$")
+      self.answered = not self.exit_code and (to ~= nil or #line > MAX_PID)
+    elseif line:find(self.over, 1, true) then
+      self.answered = true
+    elseif to and #line <= MAX_PID and line:find "^%d+$" then
+      self.jobs[#self.jobs + 1] = line
+    end
+    if self.answered or not to then
+      break
+    end
+    from = to + 1
+  end
+  self.rest = self.answered and "" or text:sub(math.max(from, #text - #self.over - MAX_PID))
+  if self.tail > MAX_TAIL or #self.jobs > MAX_JOBS then
+    self.answered, self.exit_code = true, nil
   end
 end
 
@@ -171,17 +196,12 @@ function Reader:done()
 end
 
 --- The status and the jobs, once all of it is there; nil, true when it will never be.
----@return integer? status, string[]|boolean jobs_or_flooded
+---@return integer? status, string[]|boolean jobs_or_never
 function Reader:status()
-  local status, list = self.tail:match "^(%d+) ([%d\n]*)%."
-  if not status then
-    return nil, self.flooded
+  if self.answered and self.exit_code then
+    return self.exit_code, self.jobs
   end
-  local jobs = {}
-  for pid in list:gmatch "%d+" do
-    jobs[#jobs + 1] = pid
-  end
-  return tonumber(status), jobs
+  return nil, self.answered
 end
 
 ---@param token string
@@ -190,10 +210,13 @@ function M.reader(token)
   return setmetatable({
     first = token .. "(",
     last = token .. ")",
+    over = token .. ".",
     state = "before",
     rest = "",
-    tail = "",
-    flooded = false,
+    tail = 0,
+    exit_code = nil,
+    jobs = {},
+    answered = false,
     lost = false,
   }, Reader)
 end
