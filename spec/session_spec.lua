@@ -167,6 +167,35 @@ for _, shell in ipairs { "sh", "bash" } do
       alive()
     end)
 
+    it("leaves others their turn between slow callbacks", function()
+      local token, pieces, row, longest = moonsand.token(), 0, 0, 0
+      moonsand.run(function()
+        local others = moonsand.task(function()
+          while true do
+            moonsand.sleep(0)
+            row = 0
+          end
+        end)
+        local value, message, code, detail = session:exec("yes", {
+          cancel = token,
+          max_output = 0,
+          on_stdout = function()
+            local over = now() + 0.006
+            repeat until now() > over
+            pieces, row = pieces + 1, row + 1
+            longest = math.max(longest, row)
+            if pieces == 40 then
+              token:cancel()
+            end
+          end,
+        })
+        assert.equal("cancelled", code_of(value, message, code, detail))
+        others:cancel()
+      end)
+      assert.is_true(longest <= 3, longest .. " pieces in a row")
+      alive()
+    end)
+
     it("ends a command at its timeout and keeps the shell", function()
       run "kept=yes; sleep 62 & job=$!"
       for _, command in ipairs { "echo on; sleep 60", "echo on; while :; do :; done",

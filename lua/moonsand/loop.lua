@@ -762,6 +762,10 @@ function M.wait(limits, ...)
   return timed_out()
 end
 
+--- So many seconds functions of the caller's are called one after the other, before others have a
+--- turn.
+M.SLICE = 0.005
+
 --- Lets everybody else have a turn: for those who move many bytes. Answers nothing, or why the call
 --- must end here.
 ---@param limits moonsand.Limits

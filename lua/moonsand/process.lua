@@ -23,9 +23,6 @@ local KILL_CONFIRMED = 5
 --- What is over within so many seconds is a short program.
 local SOON = 0.002
 
---- So many seconds callbacks take of a program that does not stop writing, before others have a turn.
-local SLICE = 0.005
-
 local WAIT = { timeout = "number", cancel = "table" }
 local STOP = { timeout = "number", cancel = "table", grace = "number" }
 local SINCE = { stdout = "number", stderr = "number" }
@@ -227,15 +224,15 @@ end
 --- Gives the callbacks what there is. More may come for ever: others have their turn, and the limits
 --- are looked at. Answers nothing, or why the wait must end.
 local function pump(self, limits)
-  local turn = loop.now() + SLICE
+  local over = loop.now() + loop.SLICE
   while callbacks.pump(self.handlers, self.program) do
     police(self)
-    if loop.now() >= turn then
+    if loop.now() >= over then
       local message, code, detail = loop.turn(limits)
       if message then
         return message, code, detail
       end
-      turn = loop.now() + SLICE
+      over = loop.now() + loop.SLICE
     end
   end
 end

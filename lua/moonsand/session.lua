@@ -91,9 +91,11 @@ end
 
 local NAMES = { "stdout", "stderr" }
 
---- Takes what is there from both pipes, but no more than BURST of each: more may come for ever. True:
---- there was something.
-local function drain(run)
+--- Takes what is there from both pipes, but no more than BURST of each: more may come for ever. Once
+--- the time is over, no more than one piece. True: there was something.
+---@param run moonsand.Run
+---@param over? number
+local function drain(run, over)
   local program, moved = run.session.process.program, 0
   for _, name in ipairs(NAMES) do
     local reader, emit, most = run.readers[name], run.emit[name], moved + BURST
@@ -106,6 +108,9 @@ local function drain(run)
       reader:feed(data, emit)
       if run.handlers then
         callbacks.pump(run.handlers, run.out)
+      end
+      if over and loop.now() >= over then
+        break
       end
     end
   end
@@ -164,12 +169,13 @@ local function await_end(run, limits)
     if exit or message then
       return exit, message, code, detail
     end
-    if not drain(run) then
+    local over = loop.now() + loop.SLICE
+    if not drain(run, over) then
       local deadline = math.min(limits.deadline or math.huge, run.again_at)
       run.taken = 0
       message, code, detail = loop.wait({ deadline = deadline, token = limits.token,
         shield = limits.shield }, program.stdout, program.stderr, program:waitable())
-    elseif run.taken >= BURST then
+    elseif run.taken >= BURST or loop.now() >= over then
       run.taken = 0
       message, code, detail = loop.turn(limits)
     end

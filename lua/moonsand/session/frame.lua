@@ -9,8 +9,8 @@
 ---
 --- Before a command the shell writes a token to both pipes, and after it the token again with the
 --- status, its background jobs, and the token once more. A token is 128 random bits, new for each
---- command and in no variable, so no output can hold it by chance or by malice. Each of these writes
---- is small enough for a pipe to take it whole; between them may lie what the background writes. The
+--- command and in no variable, so no output can hold it by chance or by malice. A pipe takes each
+--- token with what stands beside it whole; between them may lie what the background writes. The
 --- line that writes the second token is sent along; a shell that drops what it has read ahead (dash,
 --- after an error) loses it, so it is sent again until it is answered.
 
@@ -19,8 +19,9 @@ local core = require "moonsand.core"
 local M = {}
 
 --- What may lie between the status and the end of the answer, and how many jobs there may be. More
---- is no answer: the shell's \command is a function that lies. And how long the line of a pid is.
-local MAX_TAIL, MAX_JOBS, MAX_PID = 8 * 1024 * 1024, 10000, 20
+--- is no answer: the shell's \command is a function that lies. How many digits a pid has on Linux:
+--- both bound what is handed to a script later.
+local MAX_TAIL, MAX_JOBS, MAX_PID = 8 * 1024 * 1024, 8192, 7
 
 --- The first line: silence for prompts, our pipes, no history. Then who it is.
 local HELLO = [[
