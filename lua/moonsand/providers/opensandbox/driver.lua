@@ -513,7 +513,7 @@ end
 function Driver:set_lifetime(seconds, limits)
   local answer, message, code, detail = self.service:call(limits, { method = "POST",
     path = services.path(self.id, "/renew-expiration"),
-    json = { expiresAt = times.format(os.time() + seconds) } })
+    json = { expiresAt = times.format(core.wall() + seconds) } })
   if not answer then
     if code == "not_found" then
       return nil, self:blame(message, code, {})
