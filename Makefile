@@ -293,7 +293,7 @@ endef
 
 install: install-modules install-profile ## install under PREFIX=/usr/local (and DESTDIR=)
 	install -d '$(doc-dir)'
-	cp -R CHANGELOG.md LICENSE $(wildcard README.md doc) '$(doc-dir)/'
+	cp -R CHANGELOG.md LICENSE $(wildcard README.md SECURITY.md doc) '$(doc-dir)/'
 	install -D -m 755 bin/moonsand '$(tool)'
 	$(if $(INC_5.4),,sed -i '1s/lua5\.4/luajit/' '$(tool)')
 	install -D -m 644 doc/moonsand.1 '$(man-page)'

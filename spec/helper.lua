@@ -85,9 +85,14 @@ local function describe_files(before, after)
 end
 
 --- Waits until a host has no more than it had, and fails when that does not come.
-function M.assert_no_more(before)
+---@param before table its holdings
+---@param let_go? fun() lets go of what is kept for the next use, where nothing uses it
+function M.assert_no_more(before, let_go)
   support.eventually(20, "something was left", function()
     M.settle()
+    if let_go then
+      let_go()
+    end
     local now = M.holdings()
     if now.fds > before.fds then
       return nil, ("%d files, not %d: %s"):format(now.fds, before.fds, describe_files(before, now))
@@ -100,7 +105,8 @@ end
 
 --- Each test leaves the open files, the children and the sandboxes that it found.
 ---@param close? fun() ends what the tests of this block share, before it is looked
-function M.no_leaks(close)
+---@param let_go? fun() as for `assert_no_more`
+function M.no_leaks(close, let_go)
   local before
   before_each(function()
     require("moonsand").with({}, function() end) -- what is made once is there now
@@ -111,7 +117,7 @@ function M.no_leaks(close)
     if close then
       close()
     end
-    M.assert_no_more(before)
+    M.assert_no_more(before, let_go)
   end)
 end
 

@@ -56,10 +56,7 @@ end
 
 describe("moonsand.net", function()
   helper.deadline(90)
-  helper.no_leaks(function()
-    helper.settle()
-    http.close_idle()
-  end)
+  helper.no_leaks(nil, http.close_idle)
   setup(server.start)
 
   it("leaves the loop idle when nothing is under way", function()

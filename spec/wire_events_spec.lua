@@ -163,10 +163,7 @@ end)
 
 describe("moonsand.wire.events", function()
   helper.deadline(60)
-  helper.no_leaks(function()
-    helper.settle()
-    http.close_idle()
-  end)
+  helper.no_leaks(nil, http.close_idle)
   setup(server.start)
 
   --- An answer whose body is this, in chunks of so many bytes.
@@ -251,10 +248,7 @@ end)
 
 describe("moonsand.wire.connect", function()
   helper.deadline(60)
-  helper.no_leaks(function()
-    helper.settle()
-    http.close_idle()
-  end)
+  helper.no_leaks(nil, http.close_idle)
   setup(server.start)
 
   --- A stream whose answer's body is these bytes.

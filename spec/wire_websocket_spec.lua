@@ -46,10 +46,7 @@ end
 
 describe("moonsand.wire.websocket", function()
   helper.deadline(60)
-  helper.no_leaks(function()
-    helper.settle()
-    http.close_idle()
-  end)
+  helper.no_leaks(nil, http.close_idle)
   setup(server.start)
 
   it("carries messages both ways, text and binary, of every size", function()

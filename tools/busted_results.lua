@@ -41,6 +41,7 @@ return function(options)
   -- A test between its start and its end, and what was raised in it: by a deadline, that may be
   -- outside of what busted guards, and nobody is told of the end.
   local under_way, raised
+  local last -- that had an end
 
   local function unended()
     if under_way then
@@ -59,7 +60,7 @@ return function(options)
   end
 
   local function test_end(element, _, status)
-    under_way, raised = nil, nil
+    under_way, raised, last = nil, nil, element
     if status == "success" then
       record("passed", element)
     elseif status == "pending" then
@@ -73,13 +74,17 @@ return function(options)
     return nil, true
   end
 
-  -- What fails outside of a test: a spec that does not load, a setup, a teardown.
+  -- What fails outside of a test: a spec that does not load, a setup, a teardown; what comes after
+  -- each test is told with the one that it came after.
   local function outside(element, _, message)
     if element.descriptor == "it" then
       raised = message
     else
       record("failed", element)
       show(handler.errors[#handler.errors])
+      if last and element.descriptor == "after_each" then
+        io.write("  after ", handler.getFullName(last), "\n")
+      end
     end
     return nil, true
   end

@@ -244,7 +244,7 @@ boxed("cancel: a token ends a program, from elsewhere", function(box, moonsand, 
 end)
 
 boxed("cancel: a token with a timeout, though nobody waits for the program", function(box, moonsand)
-  local p = assert(box:start("sleep 100", { cancel = moonsand.token(0.1) }))
+  local p = assert(box:start("sleep 100", { cancel = moonsand.token(2) }))
   eventually(moonsand, "the end of the program", function()
     return not p:is_running()
   end)

@@ -46,11 +46,8 @@ return function(name, opts)
     helper.no_leaks(function()
       box:close()
       assert(moonsand.flush { timeout = 20 })
-      if opts.settle then
-        opts.settle()
-      end
       box = nil
-    end)
+    end, opts.settle)
 
     before_each(function()
       box = assert(moonsand.create(opts.create))
