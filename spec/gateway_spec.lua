@@ -61,7 +61,7 @@ end
 --- Sends a job: the answer as a table, and the status.
 local function ask(server, job, path, options)
   local text, status = server:begin(type(job) == "string" and job or cjson.encode(job), path,
-    options)()
+    options):answer()
   local ok, answer = pcall(cjson.decode, text)
   return ok and answer or text, tonumber(status)
 end
@@ -268,10 +268,10 @@ describe("the gateway", function()
 
     it("ends what runs for a client that has left", function()
       for _, path in ipairs { "/execute", "/stream" } do
-        local pending = server:begin(cjson.encode { language = "bash", code = "sleep 7301 & sleep 7301" },
-          path, "--max-time 1")
+        local client = server:begin(cjson.encode { language = "bash", code = "sleep 7301 & sleep 7301" },
+          path)
         await_sleepers("7301", 2)
-        pending()
+        client:leave()
         await_sleepers("7301", 0)
       end
     end)
@@ -303,13 +303,13 @@ describe("the gateway", function()
         return cjson.encode { language = "bash",
           code = ("echo first; echo wrong >&2; sleep %d; echo last"):format(seconds) }
       end
-      local began = core.now()
-      local text = server:begin(code(8), "/stream",
-        "-N --max-time 2")()
-      assert.is_true(core.now() - began < 8)
-      local early = events(text)
-      assert.equal(2, #early)
-      for _, event in ipairs(early) do
+      local client = server:begin(code(7309), "/stream")
+      local lines = {}
+      for i = 1, 6 do -- two events
+        lines[i] = client:line() .. "\n"
+      end
+      client:leave()
+      for _, event in ipairs(events(table.concat(lines))) do
         assert.equal(event[1] == "stdout" and "first\n" or "wrong\n", event[2].data)
       end
       local all = events(server:run(code(1), "/stream"))
@@ -514,8 +514,8 @@ describe("the gateway", function()
     local SLEEP = cjson.encode { language = "bash", code = "sleep 7307", timeout = 20 }
 
     it("so many programs at once", function()
-      local first = server:begin(SLEEP, nil, "--max-time 5")
-      local second = server:begin(SLEEP, "/stream", "--max-time 5")
+      local first = server:begin(SLEEP)
+      local second = server:begin(SLEEP, "/stream")
       await_sleepers("7307", 2)
       local answer, status = ask(server, SLEEP)
       assert.equal(429, status)
@@ -523,8 +523,8 @@ describe("the gateway", function()
       local page = open(server)
       page:expect "!status 429"
       page:close()
-      first()
-      second()
+      first:leave()
+      second:leave()
       await_sleepers("7307", 0)
       assert.equal("1\n", support.eventually(20, "it refuses still", function()
         return ask(server, { language = "bash", code = "echo 1" }).stdout

@@ -179,14 +179,15 @@ describe("moonsand in nginx", function()
     end
 
     it("gives the first bytes to the client before the program ends", function()
-      local text = server:begin([[
+      local client = server:begin [[
         moonsand.with({}, function(box)
-          box:exec("echo first; sleep 2; echo last", {
+          box:exec("echo first; sleep 7008", {
             on_line = function(line) ngx.say(line); ngx.flush(true) end,
           })
-        end)]], nil, "-N --max-time 1")()
-      assert.matches("^first\n", text)
-      assert.not_matches("last", text)
+        end)]]
+      assert.equal("first", client:line())
+      client:leave()
+      await_sleepers("7008", 0)
     end)
 
     it("keeps one sandbox for many requests", function()
@@ -197,7 +198,7 @@ describe("moonsand in nginx", function()
           .. "')).stdout")
       end
       for i = 1, 10 do
-        assert.equal(i .. "\n\n", pending[i]())
+        assert.equal(i .. "\n\n", pending[i]:answer())
       end
       server:run [[app.box:close(); app.box = nil]]
     end)
@@ -207,7 +208,7 @@ describe("moonsand in nginx", function()
       local pending = server:begin [[return select(3, app.box:exec("sleep 7001"))]]
       await_sleepers("7001", 1)
       server:run [[app.box:close(); app.box = nil]]
-      assert.equal("closed", (pending():match "^%a+"))
+      assert.equal("closed", (pending:answer():match "^%a+"))
       await_sleepers("7001", 0)
     end)
   end)
@@ -346,7 +347,7 @@ describe("moonsand in nginx", function()
       assert.equal(3000, #list)
       assert.is_true(list[2970] < 0.1, "the slowest of a hundred took " .. list[2970])
       server:run [[moonsand.assert(app.box.files:write("over", ""))]]
-      assert.equal("true\n", (pending()))
+      assert.equal("true\n", (pending:answer()))
       server:run [[app.box:close(); app.box = nil]]
     end)
 
@@ -398,11 +399,11 @@ describe("moonsand in nginx", function()
         local before = server:holdings()
         before.threads = nil -- the driver stays for a while
         before.files = before.files + 10
-        local pending = server:begin(code, nil, "--max-time 2")
+        local client = server:begin(code)
         support.eventually(20, "it did not start", function()
           return sleepers "7002" > 0
         end)
-        pending()
+        client:leave()
         await_sleepers("7002", 0, 5)
         server:assert_no_more(before)
         assert.equal("true\n", server:run [[
@@ -412,10 +413,10 @@ describe("moonsand in nginx", function()
 
     it("ends what ran for it in a sandbox that others share", function()
       server:run [[app.box = moonsand.assert(moonsand.create())]]
-      local pending = server:begin([[app.box:exec("sleep 7005")]], nil, "--max-time 3")
+      local client = server:begin [[app.box:exec("sleep 7005")]]
       await_sleepers("7005", 1)
-      pending()
-      await_sleepers("7005", 0, 2)
+      client:leave()
+      await_sleepers("7005", 0, 5)
       server:run [[app.box:close(); app.box = nil]]
     end)
 
@@ -424,22 +425,28 @@ describe("moonsand in nginx", function()
         app.box = moonsand.assert(moonsand.create())
         app.process = moonsand.assert(app.box:start("read line; echo $line; sleep 7006"))
         app.semaphore = moonsand.semaphore(1)]]
-      server:begin([[app.semaphore:with(function() app.process.stdout:read() end)]], nil,
-        "--max-time 0.5")()
+      local client = server:begin [[
+        app.semaphore:with(function()
+          app.held = true
+          app.process.stdout:read()
+        end)]]
+      server:run [[while not app.held do moonsand.sleep(0.01) end]]
+      client:leave()
       assert.equal("back\n", server:run [[
         moonsand.assert(app.semaphore:acquire(5))
         app.process.stdin:write("back\n")
         return moonsand.assert(app.process.stdout:read("l", 5))]])
-      server:run [[app.box:close(); app.box = nil]]
+      server:run [[app.box:close(); app.box, app.held = nil]]
     end)
 
     it("gives back its place in a pool: who used one, who waited, who made one", function()
       server:run [[app.pool = moonsand.pool { size = 0, max = 1 }]]
-      local using = server:begin([[app.pool:with(function(box) box:exec("sleep 7007") end)]], nil,
-        "--max-time 1")
+      local using = server:begin [[app.pool:with(function(box) box:exec("sleep 7007") end)]]
       await_sleepers("7007", 1)
-      server:begin([[app.pool:acquire()]], nil, "--max-time 0.3")()
-      using()
+      local waiting = server:begin [[app.pool:acquire()]]
+      server:run [[while app.pool:stats().waiting == 0 do moonsand.sleep(0.01) end]]
+      waiting:leave()
+      using:leave()
       assert.equal("on\n\n0\n", server:run [[
         local said = app.pool:with(function(box) return moonsand.assert(box:exec("echo on")).stdout end)
         return said, app.pool:stats().waiting]])
@@ -448,8 +455,9 @@ describe("moonsand in nginx", function()
     end)
 
     it("does not end what a pool makes in the background", function()
-      server:begin([[app.pool = moonsand.pool { size = 2, max = 2 }; moonsand.sleep(100)]], nil,
-        "--max-time 0.5")()
+      local client = server:begin [[app.pool = moonsand.pool { size = 2, max = 2 }; moonsand.sleep(100)]]
+      server:run [[while not app.pool do moonsand.sleep(0.01) end]]
+      client:leave()
       assert.equal("2\n", server:run [[
         while app.pool:stats().warm < 2 do moonsand.sleep(0.01) end
         return app.pool:stats().warm]])
@@ -457,24 +465,31 @@ describe("moonsand in nginx", function()
     end)
 
     it("ends its tasks for those who wait for them elsewhere", function()
-      local owner = server:begin([[
+      local owner = server:begin [[
         app.task = moonsand.task(function() moonsand.sleep(100) end)
-        app.task:wait()]], nil, "--max-time 1")
-      support.native().pause(0.2)
-      local other = server:begin [[local _, message, code = app.task:wait(); return message, code]]
-      owner()
-      assert.equal("cancelled: its request was aborted\ncancelled\n", (other()))
+        app.task:wait()]]
+      server:run [[while not app.task do moonsand.sleep(0.01) end]]
+      local other = server:begin [[
+        app.other = true
+        local _, message, code = app.task:wait()
+        return message, code]]
+      server:run [[while not app.other do moonsand.sleep(0.01) end]]
+      owner:leave()
+      assert.equal("cancelled: its request was aborted\ncancelled\n", (other:answer()))
     end)
 
     it("goes on for everybody else", function()
       server:run [[app.box = moonsand.assert(moonsand.create())]]
-      local other = server:begin [[return moonsand.assert(app.box:exec("sleep 4; echo kept")).stdout]]
+      local other = server:begin [[
+        return moonsand.assert(app.box:exec("while [ ! -e go-on ]; do sleep 0.05; done; echo kept")).stdout]]
       for _ = 1, 5 do
-        server:begin([[moonsand.with({}, function(box) box:exec("sleep 7003") end)]], nil,
-          "--max-time 0.5")()
+        local client = server:begin [[moonsand.with({}, function(box) box:exec("sleep 7003") end)]]
+        await_sleepers("7003", 1)
+        client:leave()
+        await_sleepers("7003", 0)
       end
-      assert.equal("kept\n\n", (other()))
-      await_sleepers("7003", 0)
+      server:run [[moonsand.assert(app.box.files:write("go-on", ""))]]
+      assert.equal("kept\n\n", (other:answer()))
       server:run [[app.box:close(); app.box = nil]]
     end)
   end)
@@ -548,20 +563,20 @@ describe("moonsand in nginx", function()
 
     it("QUIT lets programs end, and new ones start", function()
       local pending = server:begin [[return moonsand.with({}, function(box)
-        local first = moonsand.assert(box:exec("sleep 1; echo first")).stdout
+        local first = moonsand.assert(box:exec("sleep 3.7009; echo first")).stdout
         return first .. moonsand.assert(box:exec("echo second")).stdout
           .. tostring(ngx.worker.exiting())
       end)]]
-      support.native().pause(0.3)
-      assert.is_true(ends "QUIT" < 8)
-      assert.equal("first\nsecond\ntrue\n", (pending()))
+      await_sleepers("3.7009", 1)
+      assert.is_true(ends "QUIT" < 10)
+      assert.equal("first\nsecond\ntrue\n", (pending:answer()))
     end)
 
     it("TERM takes the programs along", function()
       local pending = server:begin [[moonsand.with({}, function(box) box:exec("sleep 7004") end)]]
       await_sleepers("7004", 1)
       ends "TERM"
-      pending()
+      pending:answer()
       await_sleepers("7004", 0)
     end)
   end)

@@ -46,21 +46,39 @@ function Server:body(text)
   return support.write(("%s/body-%d"):format(self.dir, count), text)
 end
 
---- Starts a request with a body; what comes back gives the answer and its status, at the end.
+--- Who has sent a request and waits for its answer.
+local Client = {}
+Client.__index = Client
+
+--- The next line of the answer, once it is there.
+function Client:line()
+  return self.pipe:read "*l"
+end
+
+--- What is left of the answer, once it is whole, and its status.
+function Client:answer()
+  local text = self.pipe:read "*a"
+  self.pipe:close()
+  return text:match "^(.*)(%d%d%d)$"
+end
+
+--- Goes away without the answer.
+function Client:leave()
+  M.must(("kill -KILL %d"):format(self.pid))
+  self.pipe:close()
+end
+
+--- Starts a request with a body.
 function Server:begin(body, path, options)
   local command = self:curl(path or self.path,
-    ("--data-binary @%s -w '%%{http_code}' %s"):format(self:body(body), options or ""))
-  local pipe = assert(io.popen(command .. " 2>&1"))
-  return function()
-    local text = pipe:read "*a"
-    pipe:close()
-    return text:match "^(.*)(%d%d%d)$"
-  end
+    ("-N --data-binary @%s -w '%%{http_code}' %s"):format(self:body(body), options or ""))
+  local pipe = assert(io.popen(("echo $$; exec %s 2>&1"):format(command)))
+  return setmetatable({ pid = tonumber(pipe:read "*l"), pipe = pipe }, Client)
 end
 
 --- Sends a body: the answer, which must be a good one.
 function Server:run(body, path)
-  local text, status = self:begin(body, path)()
+  local text, status = self:begin(body, path):answer()
   if status ~= "200" then
     error(("status %s: %s"):format(tostring(status), tostring(text)), 2)
   end
