@@ -482,7 +482,7 @@ describe("moonsand.sandbox", function()
 
     describe("timeout", function()
       it("ends the tree and is a Result that says so", function()
-        for _, opts in ipairs { { timeout = 0.1 }, 0.1 } do
+        for _, opts in ipairs { { timeout = 0.7 }, 0.7 } do
           local r = exec("echo before; setsid sleep 300 & sleep 300", opts)
           assert.equal("timed_out", r.status)
           assert.is_true(r.timed_out)
@@ -491,14 +491,14 @@ describe("moonsand.sandbox", function()
           assert.equal("KILL", r.signal)
           assert.equal(9, r.signal_number)
           assert.equal("before\n", r.stdout)
-          assert.is_true(r.duration >= 0.1 and r.duration < 5)
+          assert.is_true(r.duration >= 0.7 and r.duration < 20)
           assert.same({}, running())
         end
       end)
 
       it("sends TERM first when there is a grace", function()
         local r = exec([[trap 'echo bye; exit 7' TERM; while :; do :; done]],
-          { timeout = 0.1, grace = LONG })
+          { timeout = 0.7, grace = LONG })
         assert.equal("timed_out", r.status)
         assert.equal("bye\n", r.stdout)
         assert.equal(7, r.exit_code)
@@ -507,11 +507,11 @@ describe("moonsand.sandbox", function()
 
       it("sends KILL to what ignores TERM, after the grace", function()
         local r = exec([[trap '' TERM; echo on; while :; do sleep 0.01; done]],
-          { timeout = 0.1, grace = 0.1 })
+          { timeout = 0.7, grace = 0.1 })
         assert.equal("timed_out", r.status)
         assert.equal("KILL", r.signal)
         assert.equal("on\n", r.stdout)
-        assert.is_true(r.duration >= 0.2 and r.duration < 5)
+        assert.is_true(r.duration >= 0.8 and r.duration < 20)
       end)
 
       it("of 0 starts nothing", function()
@@ -1015,7 +1015,7 @@ describe("moonsand.sandbox", function()
         assert.is_true(math.abs(u.user_time + u.system_time - u.cpu_time) < 1e-6)
         assert.is_true(r.duration >= u.cpu_time * 0.5)
         local idle = exec "sleep 0.1"
-        assert.is_true(idle.duration >= 0.1 and idle.duration < 5)
+        assert.is_true(idle.duration >= 0.1 and idle.duration < 20)
         assert.is_true(idle.usage.cpu_time < 0.09)
         assert.is_true(idle.usage.memory_peak > 100 * 1024)
         assert.is_true(idle.usage.memory_peak < 32 * 1024 * 1024)
@@ -1233,7 +1233,7 @@ describe("moonsand.sandbox", function()
       end)
 
       it("takes endless output of both streams at once", function()
-        local r = exec("yes out & exec yes err >&2", { timeout = 0.3, max_output = 20000 })
+        local r = exec("yes out & exec yes err >&2", { timeout = 1, max_output = 20000 })
         assert.equal("timed_out", r.status)
         for _, name in ipairs { "stdout", "stderr" } do
           assert.equal(20000, #r[name])

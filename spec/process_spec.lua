@@ -122,7 +122,7 @@ describe("moonsand.process", function()
       end)
 
       it("has a timeout that bounds the program, also when nobody waits", function()
-        local p = start("echo on; setsid sleep 300 & sleep 300", { timeout = 0.1 })
+        local p = start("echo on; setsid sleep 300 & sleep 300", { timeout = 0.7 })
         support.eventually(20, "it goes on", function()
           moonsand.loop.step(0)
           return not p:is_running()

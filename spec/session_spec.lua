@@ -201,7 +201,7 @@ for _, shell in ipairs { "sh", "bash" } do
       for _, command in ipairs { "echo on; sleep 60", "echo on; while :; do :; done",
         "echo on; while :; do sleep 0.05; done", "echo on; (trap '' TERM INT; sleep 60; sleep 60)",
         "echo on; sleep 60 | cat; sleep 60", "echo on; (sleep 60 &); wait; sleep 60" } do
-        local r = run(command, { timeout = 0.2 })
+        local r = run(command, { timeout = 0.6 })
         assert.is_true(r.timed_out, command)
         assert.equal("timed_out", r.status)
         assert.is_nil(r.exit_code)
@@ -215,14 +215,14 @@ for _, shell in ipairs { "sh", "bash" } do
 
     it("sends TERM first when there is a grace", function()
       local r = run("sh -c 'trap \"echo bye; exit 3\" TERM; echo on; while :; do :; done'",
-        { timeout = 0.3, grace = 10 })
+        { timeout = 1, grace = 10 })
       assert.is_true(r.timed_out)
       assert.equal("on\nbye\n", r.stdout)
       alive()
     end)
 
     it("ends with a command that cannot be ended without it", function()
-      local r = run("trap '' INT; echo on; while :; do :; done", { timeout = 0.2 })
+      local r = run("trap '' INT; echo on; while :; do :; done", { timeout = 1 })
       assert.is_true(r.timed_out)
       assert.equal("on\n", r.stdout)
       assert.is_false(session.alive)

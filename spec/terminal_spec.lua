@@ -248,7 +248,7 @@ describe("moonsand.terminal", function()
     end)
 
     it("by a timeout", function()
-      local r = moonsand.assert(box:exec("echo begun; sleep 100", { pty = true, timeout = 0.2 }))
+      local r = moonsand.assert(box:exec("echo begun; sleep 100", { pty = true, timeout = 1 }))
       assert.is_true(r.timed_out)
       assert.equal("begun\r\n", r.stdout)
       all_ended()

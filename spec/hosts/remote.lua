@@ -55,11 +55,14 @@ M.checks = {
     python:close()
   end },
   { "a background program, attached to again", function(box)
-    local p = assert(box:start("echo one; sleep 0.5; echo two", { background = true }))
+    local p = assert(box:start("echo one; while [ ! -e /tmp/two ]; do sleep 0.05; done; echo two",
+      { background = true }))
     eq("one", p.stdout:read("l", 10))
     local id, since = p.id, p:offsets()
     eq(true, p:detach())
-    eq("two\n", assert(assert(box:attach(id, { since = since })):wait(20)).stdout)
+    local again = assert(box:attach(id, { since = since }))
+    assert(box.files:write("/tmp/two", ""))
+    eq("two\n", assert(again:wait(20)).stdout)
   end },
   { "side by side", function(box, moonsand, spawn)
     local done, waits = 0, 0

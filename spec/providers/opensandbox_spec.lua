@@ -646,7 +646,8 @@ describe("moonsand.providers.opensandbox", function()
     end)
 
     it("is taken up where it was left, with what was not read", function()
-      local p = assert(box:start("echo one; echo two; sleep 0.7; echo three", { background = true }))
+      local p = assert(box:start("echo one; echo two; while [ ! -e /tmp/third ]; do sleep 0.05; done"
+        .. "; echo three", { background = true }))
       assert.equal("one", p.stdout:read("l", 10))
       assert.equal("two", p:wait_for("two", 10))
       local since = assert(p:offsets())
@@ -654,6 +655,7 @@ describe("moonsand.providers.opensandbox", function()
       local token = moonsand.token()
       local again = assert(box:attach(p.id, { since = since, cancel = token }))
       token:cancel() -- that was for the call
+      assert(box.files:write("/tmp/third", ""))
       assert.equal("two\nthree\n", assert(again:wait(20)).stdout)
       assert.same({ stdout = "one\ntwo\nthree\n", stderr = "" }, assert(again:log()))
       assert.equal("unsupported", code_of(again:resize(80, 24)))
@@ -665,7 +667,8 @@ describe("moonsand.providers.opensandbox", function()
     end)
 
     it("is let go of while somebody waits, and runs on", function()
-      local p = assert(box:start("sleep 0.5; echo end", { background = true }))
+      local p = assert(box:start("while [ ! -e /tmp/let-go ]; do sleep 0.05; done; echo end",
+        { background = true }))
       local told
       local heard = assert(box:attach(p.id, { on_exit = function(_, _, code)
         told = code
@@ -683,17 +686,20 @@ describe("moonsand.providers.opensandbox", function()
         return told
       end)
       assert.equal("closed", told)
+      assert(box.files:write("/tmp/let-go", ""))
       assert.equal("end\n", assert(p:wait(20)).stdout)
       assert.is_true(assert(box:start "true"):wait(20).ok)
       assert.equal("unsupported", code_of(assert(box:start "true"):detach()))
     end)
 
     it("that was attached to outlives a handle of connect", function()
-      local p = assert(box:start("sleep 0.7; echo end", { background = true }))
+      local p = assert(box:start("while [ ! -e /tmp/outlived ]; do sleep 0.05; done; echo end",
+        { background = true }))
       local other = assert(moonsand.connect(box.id, options()))
       local again = assert(other:attach(p.id))
       other:close()
       assert.equal("closed", code_of(again:wait(20)))
+      assert(box.files:write("/tmp/outlived", ""))
       assert.equal("end\n", assert(p:wait(20)).stdout)
     end)
 

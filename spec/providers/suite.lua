@@ -228,7 +228,7 @@ return function(name, opts)
       end)
 
       it("are ended by their timeout, which the Result says", function()
-        local r = assert(box:exec("echo begun; sleep 60", { timeout = 0.3 }))
+        local r = assert(box:exec("echo begun; sleep 60", { timeout = 1 }))
         assert.is_true(r.timed_out)
         assert.equal("timed_out", r.status)
         assert.is_nil(r.exit_code)
@@ -238,7 +238,7 @@ return function(name, opts)
 
       it("get a TERM first when there is a grace", function()
         local r = assert(box:exec([[trap 'echo bye; exit 0' TERM; echo on
-          while :; do sleep 0.05; done]], { timeout = 0.3, grace = 10 }))
+          while :; do sleep 0.05; done]], { timeout = 1, grace = 10 }))
         assert.is_true(r.timed_out)
         assert.equal("on\nbye\n", r.stdout)
       end)
