@@ -276,6 +276,8 @@ for _, shell in ipairs { "sh", "bash" } do
       assert.equal(1, r.exit_code)
       assert.equal("on\n", r.stdout)
       assert.is_false(session.alive)
+      session = assert(box:session { shell = shell })
+      assert.equal(44, run("f() { return 300; }; f").exit_code) -- dash says 300
     end)
 
     it("says which signal killed its shell", function()
@@ -388,6 +390,24 @@ describe("moonsand.session, whose shell was replaced,", function()
     session:close()
   end)
 
+  it("takes no status that is none", function()
+    for _, status in ipairs { ("9"):rep(400), "-1", "0x10", "1e3", "" } do
+      local session = assert(box:session())
+      local r, _, code = session:exec(([[
+        command() {
+          case $2 in
+            "%%s)%%s\n") printf "$2" "$3" "%s" ;;
+            *) "$@" ;;
+          esac
+        }
+      ]]):format(status), { timeout = 20 })
+      assert.is_nil(r)
+      assert.equal("protocol", code)
+      assert.is_false(session.alive)
+      session:close()
+    end
+  end)
+
   it("stops at the timeout a command that never stops writing", function()
     local session = assert(box:session { shell = "bash" })
     local began = now()
@@ -452,8 +472,8 @@ describe("what a session's pipe says", function()
       assert.equal(7, status)
       assert.same({ "12", "13" }, jobs)
     end
-    for _, answer in ipairs { "x", "7x\n", "\n", ("7"):rep(30), "7\n" .. ("1\n"):rep(20000),
-      "7\n" .. ("\0"):rep(9000000) } do
+    for _, answer in ipairs { "x", "7x\n", "\n", ("7"):rep(30), ("7"):rep(400) .. "\n",
+      "7\n" .. ("1\n"):rep(20000), "7\n" .. ("\0"):rep(9000000) } do
       local reader = frame.reader "abab-"
       reader:feed("abab-(abab-)" .. answer, print)
       reader:feed("\nabab-.", print)
@@ -470,5 +490,16 @@ describe("what a session's pipe says", function()
       got = data
     end)
     assert.equal("abab", got)
+  end)
+
+  it("is who the shell is only with numbers that a machine has", function()
+    assert.same({ 12, 34.56, true }, { frame.who("$ abab(12 34.56 bash)", "abab") })
+    assert.same({ 12, 34, false }, { frame.who("abab(12 34 )", "abab") })
+    local many = ("9"):rep(400)
+    for _, said in ipairs { "", "abab(12 34.56 ", "abab(12 3.4.5 )", "abab(12  )",
+      ("abab(%s 34.56 )"):format(many), ("abab(12 %s.56 )"):format(many),
+      ("abab(12 34.%s )"):format(many) } do
+      assert.is_nil((frame.who(said, "abab")))
+    end
   end)
 end)

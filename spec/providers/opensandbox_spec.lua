@@ -742,6 +742,14 @@ describe("moonsand.providers.opensandbox", function()
       end
     end)
 
+    it("with an exit code that no program has does not say how it ended", function()
+      for _, said in ipairs { "256", "-2", "1e999" } do
+        fault { service = "execd", method = "POST", path = "^/command$", fault = "garbage",
+          text = ('{"type":"error","error":{"evalue":"%s"}}\n\n'):format(said), after = 1 }
+        assert.equal("lost", (code_of(run())))
+      end
+    end)
+
     it("that comes a byte at a time comes", function()
       fault { service = "execd", method = "POST", path = "^/command$", fault = "drip", bytes = 1,
         delay = 0.002 }
@@ -1053,6 +1061,18 @@ describe("moonsand.providers.opensandbox", function()
       assert.equal("closed", select(3, session:run "true"))
     end)
 
+    it("end with no code but one that a program can have", function()
+      for _, said in ipairs { "256", "-1", "1e999", "nan", "inf", "" } do
+        local session = assert(box.core.driver:bash_session())
+        fault { service = "execd", method = "POST", path = "^/session/", fault = "status",
+          status = 200, times = 1, headers = { ["Content-Type"] = "text/event-stream" },
+          body = ('{"type":"init","text":"x"}\n\n{"type":"error","error":{"evalue":"%s"}}\n\n')
+            :format(said) }
+        assert.equal("lost", (code_of(session:run "true")))
+        assert.is_true(session:delete())
+      end
+    end)
+
     it("are isolated sessions where the server has them", function()
       assert(box.files:mkdir("/workspace/iso", { parents = true }))
       local driver = box.core.driver
@@ -1121,6 +1141,18 @@ describe("moonsand.providers.opensandbox", function()
         assert.is_true(row.memory_used > 0 and row.memory_used < row.memory_total)
         assert.is_number(row.cpu_percent)
       end
+      iterator:close()
+    end)
+
+    it("are refused when they are none", function()
+      fault { service = "execd", method = "GET", path = "^/metrics$", fault = "status", status = 200,
+        body = '{"cpu_count":1,"cpu_used_pct":1,"mem_total_mib":1}' }
+      assert.equal("protocol", (code_of(box:metrics())))
+      fault { service = "execd", method = "GET", path = "^/metrics/watch$", fault = "status",
+        status = 200, body = 'data: {"cpu_count":1,"cpu_used_pct":1,"mem_total_mib":1}\n\n',
+        headers = { ["Content-Type"] = "text/event-stream" } }
+      local iterator = assert(box.core.driver:watch_metrics(loop.limits { timeout = 20 }))
+      assert.equal("provider", (code_of(iterator:next { timeout = 20 })))
       iterator:close()
     end)
   end)

@@ -18,10 +18,10 @@ local core = require "moonsand.core"
 
 local M = {}
 
---- What may lie between the status and the end of the answer, and how many jobs there may be. More
---- is no answer: the shell's \command is a function that lies. How many digits a pid has on Linux:
---- both bound what is handed to a script later.
-local MAX_TAIL, MAX_JOBS, MAX_PID = 8 * 1024 * 1024, 8192, 7
+--- What may lie between the status and the end of the answer, how many jobs there may be, and how
+--- many digits a pid or a status has: both are an int. More is no answer: the shell's \command is a
+--- function that lies.
+local MAX_TAIL, MAX_JOBS, MAX_DIGITS = 8 * 1024 * 1024, 8192, 10
 
 --- The first line: silence for prompts, our pipes, no history. Then who it is.
 local HELLO = [[
@@ -71,10 +71,9 @@ end
 --- What it said: its pid, the seconds that its machine is up, and which shell it is.
 ---@return integer? pid, number? uptime, boolean? bash
 function M.who(said, token)
-  local pid, uptime, name = said:match(token .. "%((%d+) ([%d.]+) (%a*)%)")
-  uptime = tonumber(uptime or "")
-  if uptime then
-    return tonumber(pid), uptime, name == "bash"
+  local pid, uptime, name = said:match(token .. "%((%d+) (%d+%.?%d*) (%a*)%)")
+  if pid and #pid <= MAX_DIGITS and #uptime <= MAX_DIGITS + #".00" then
+    return tonumber(pid), tonumber(uptime), name == "bash"
   end
 end
 
@@ -121,11 +120,13 @@ local function append(self, data)
     local to = text:find("\n", from, true)
     local line = text:sub(from, to and to - 1)
     if not self.exit_code then
-      self.exit_code = to and tonumber(line:match "^%d+$")
-      self.answered = not self.exit_code and (to ~= nil or #line > MAX_PID)
+      if to and #line <= MAX_DIGITS and line:find "^%d+$" then
+        self.exit_code = tonumber(line) % 256 -- dash's `return` may make it more
+      end
+      self.answered = not self.exit_code and (to ~= nil or #line > MAX_DIGITS)
     elseif line:find(self.over, 1, true) then
       self.answered = true
-    elseif to and #line <= MAX_PID and line:find "^%d+$" then
+    elseif to and #line <= MAX_DIGITS and line:find "^%d+$" then
       self.jobs[#self.jobs + 1] = line
     end
     if self.answered or not to then
@@ -133,7 +134,7 @@ local function append(self, data)
     end
     from = to + 1
   end
-  self.rest = self.answered and "" or text:sub(math.max(from, #text - #self.over - MAX_PID))
+  self.rest = self.answered and "" or text:sub(math.max(from, #text - #self.over - MAX_DIGITS))
   if self.tail > MAX_TAIL or #self.jobs > MAX_JOBS then
     self.answered, self.exit_code = true, nil
   end

@@ -43,8 +43,9 @@ end
 --- How a command ended, from its code and the words beside it.
 ---@return table? exit, string? message, string? code, table? detail
 local function exit_of(number, text, id)
-  if number and number >= 0 then
-    return { exit_code = math.floor(number) }
+  local exit_code = events.exit_code(number)
+  if exit_code then
+    return { exit_code = exit_code }
   end
   local signal = number == -1 and signal_of(text)
   if signal then

@@ -370,7 +370,13 @@ end
 
 -- ---------------------------------------------------------------- about it
 
+--- nil of what is none.
 local function sample(row)
+  for _, name in ipairs { "cpu_count", "cpu_used_pct", "mem_total_mib", "mem_used_mib" } do
+    if type(row) ~= "table" or type(row[name]) ~= "number" then
+      return nil
+    end
+  end
   local total = row.mem_total_mib * 1048576
   local used = row.mem_used_mib * 1048576
   return {
@@ -391,12 +397,14 @@ function Driver:metrics(limits)
   end
   local row
   row, message, code, detail = self.execd:call(services.within(limits, { path = "/metrics" }))
-  if type(row) ~= "table" then
-    return nil, self:blame(message or "no metrics came", code or "protocol", detail)
-  elseif type(row.mem_total_mib) ~= "number" or type(row.mem_used_mib) ~= "number" then
+  if row == nil then
+    return nil, self:blame(message, code, detail)
+  end
+  local measured = sample(row)
+  if not measured then
     return errors.fail("protocol", "these are no metrics", { provider = "opensandbox" })
   end
-  for name, value in pairs(sample(row)) do
+  for name, value in pairs(measured) do
     all[name] = value
   end
   return all
@@ -416,11 +424,13 @@ function Driver:watch_metrics(limits)
     local row, why, why_code, why_detail = rows:next(opts)
     if row == nil then
       return nil, why, why_code, why_detail
-    elseif type(row) ~= "table" or type(row.mem_total_mib) ~= "number" then
+    end
+    local measured = sample(row)
+    if not measured then
       local said = type(row) == "table" and row.error
       return errors.fail("provider", "measuring failed: " .. tostring(said), { provider = "opensandbox" })
     end
-    return sample(row)
+    return measured
   end, nil, function()
     rows:close()
   end)

@@ -145,6 +145,15 @@ function M.run(client, path, body, opts)
   return run
 end
 
+--- The exit code that a number, or a text, is; nil when it is none.
+---@return integer?
+function M.exit_code(said)
+  local number = tonumber(said)
+  if number and number >= 0 and number <= 255 then
+    return math.floor(number)
+  end
+end
+
 ---@class moonsand.opensandbox.SessionRun
 ---@field exit_code integer
 ---@field lines string[] what it wrote, both streams, without line ends
@@ -174,12 +183,12 @@ function M.run_in_shell(driver, id, path, body, on_line, limits)
   if not run then
     return nil, driver:blame(message, code, detail)
   end
-  local exit_code = run.failure and tonumber(run.failure.evalue) or not run.failure and 0
-  if not exit_code or exit_code < 0 then
+  local exit_code = not run.failure and 0 or M.exit_code(run.failure.evalue)
+  if not exit_code then
     return errors.fail("lost", "the session's shell ended: " .. tostring(run.failure.evalue),
-      { id = id, started = true })
+      { provider = "opensandbox", id = id, started = true })
   end
-  return { exit_code = math.floor(exit_code), lines = written }
+  return { exit_code = exit_code, lines = written }
 end
 
 --- Whether a text can travel in JSON as it is.

@@ -175,12 +175,14 @@ function M.of_session(spec)
   }
 end
 
+local MAX_DIGITS = 10 -- of a pid, which is an int
+
 --- What the shell says before the program runs: `pid`, or what is refused and why.
 ---@param line string
 ---@return integer? pid, string? what, string? why, integer? group
 function M.read(line)
   local pid, group = line:match "^pid (%d+) ?(%d*)"
-  if pid then
+  if pid and #pid <= MAX_DIGITS and #group <= MAX_DIGITS then
     return math.floor(tonumber(pid)), nil, nil, math.floor(tonumber(group) or tonumber(pid))
   end
   local what, why = line:match "^refused (%l+) ?([%l_]*)"

@@ -2,6 +2,7 @@
 --- program while it runs. On plain pipes the streams are apart and exact; on a pty they are one.
 
 local errors = require "moonsand.errors"
+local events = require "moonsand.providers.opensandbox.events"
 local http = require "moonsand.wire.http"
 local json = require "moonsand.wire.json"
 local loop = require "moonsand.loop"
@@ -100,9 +101,13 @@ local function take_binary(self, job, message)
 end
 
 --- How it ended. The shell above the program outlives all signals but KILL.
-local function exit_of(code)
-  if code == -1 then
+local function exit_of(self, number)
+  local code = events.exit_code(number)
+  if number == -1 then
     return { signal_number = KILL }
+  elseif not code then
+    return errors.fail("lost", ("it ended, but the service does not say how (%s)"):format(
+      tostring(number)), { id = self.id, started = true })
   elseif code > 128 and code <= 192 then
     return { signal_number = code - 128 }
   end
@@ -114,8 +119,8 @@ local function take_text(self, text)
   local value, message, code, detail = json.decode(text)
   if type(value) ~= "table" then
     return nil, message or "a message is no object", code or "protocol", detail or {}
-  elseif value.type == "exit" and type(value.exit_code) == "number" then
-    return exit_of(math.floor(value.exit_code))
+  elseif value.type == "exit" then
+    return exit_of(self, value.exit_code)
   elseif value.type == "error" and value.code == "START_FAILED" then
     return errors.fail("provider", "cannot start: " .. tostring(value.error),
       { id = self.id, started = false, provider_code = value.code })
