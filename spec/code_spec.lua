@@ -446,7 +446,13 @@ describe("moonsand.code", function()
     end)
 
     it("puts both streams together as they came", function()
-      local r = assert(box:sh("echo 1; sleep 0.05; echo 2 >&2; sleep 0.05; echo 3; echo"))
+      local r = assert(box:sh([[
+        seen() { until [ -e "/tmp/seen$1" ]; do sleep 0.01; done; }
+        echo 1; seen 1; echo 2 >&2; seen 2; echo 3; echo]], {
+        on_line = function(line)
+          assert(box.files:write("/tmp/seen" .. line, ""))
+        end,
+      }))
       assert.equal("1\n2\n3\n", r.output)
       assert.equal("1\n3\n\n", r.stdout)
       local seen = {}

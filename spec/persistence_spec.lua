@@ -545,13 +545,43 @@ describe("a detached sandbox", function()
       stop()
     end)
 
+    --- The id of one whose agent has 40 descriptors. `hard`: it cannot help itself to more of what is
+    --- measured by them; then it takes until nobody else uses that up to make one.
+    local function poor(hard)
+      return support.eventually(60, "no sandbox could be made", function()
+        local output = support.child([[
+          local moonsand = require "moonsand"
+          local box = moonsand.create { limits = { open_files = 30 } }
+          if box and box:detach() then
+            io.stdout:write(box.id)
+          end]], ([[sh -c 'ulimit %sn 40; exec "$@"' --]]):format(hard and "-" or "-S"))
+        return output ~= "" and output
+      end)
+    end
+
+    it("tells at once what the kernel carries no file for", function()
+      local id = poor(true)
+      local early = connect(id)
+      assert(early.files:write("f", "here"))
+      local box = moonsand.assert(moonsand.create())
+      local p = support.take_flights(box, support.put(box, support.probe "shared"))
+      fails("connection", moonsand.connect(id, { timeout = 60 }))
+      fails("unavailable", early:dial(80, { timeout = 60 }))
+      local limits = { open_files = 20 }
+      assert.equal("here", early:exec("cat f", { limits = limits, timeout = 60 }).stdout)
+      local told = support.child([[
+        local _, message, code = require "moonsand".create { timeout = 60 }
+        io.stdout:write(code, ": ", message)]], [[sh -c 'ulimit -n 40; exec "$@"' --]])
+      assert.matches("^unavailable: .*Too many references", told)
+      assert.is_true(p:is_running()) -- it has kept all of it
+      box:close()
+      support.eventually(30, "nothing is carried again", function()
+        return select(3, early:dial(80)) == "connection" and moonsand.connect(id)
+      end)
+    end)
+
     it("turns away whom it has no descriptors for, and does not wait at the door", function()
-      local output = support.child([[
-        local moonsand = require "moonsand"
-        local box = moonsand.assert(moonsand.create { limits = { open_files = 30 } })
-        assert(box:detach())
-        io.stdout:write(box.id)]], [[sh -c 'ulimit -n 40; exec "$@"' --]])
-      local id = output
+      local id = poor(false)
       local agent = moonsand.assert(moonsand.list())[1].pid
       local line, stop = calling(id, "hold", 80)
       assert.is_true(tonumber(line) < 40, line)

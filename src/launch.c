@@ -211,8 +211,10 @@ static void zygote_created(ms_zygote *z, ms_message *message) {
 
 static void zygote_ready(ms_source *source, uint32_t events) {
   ms_zygote *z = (ms_zygote *)((char *)source - offsetof(ms_zygote, source));
-  if (events & EPOLLOUT)
-    ms_outbox_flush(&z->outbox, z->socket);
+  if (events & EPOLLOUT && ms_outbox_flush(&z->outbox, z->socket) < 0) {
+    zygote_lost(z);
+    return;
+  }
   ms_message *message = ms_reactor_message(z->reactor);
   for (;;) {
     int received = ms_receive(z->socket, message);
@@ -278,7 +280,7 @@ static int send_mount(lua_State *L, ms_sandbox *s) {
     close(file);
     return -ENAMETOOLONG;
   }
-  return ms_sandbox_send(s, MS_MOUNT, 0, &body, &file, 1);
+  return ms_sandbox_send(s, (ms_header){.type = MS_MOUNT}, &body, &file, 1);
 }
 
 static bool field_boolean(lua_State *L, int table, const char *name) {
@@ -323,7 +325,7 @@ static void send_join(ms_sandbox *s, bool bounds_memory) {
   int entrances[MS_CGROUPS_MAX];
   int error = open_entrances(s, entrances);
   if (!error)
-    error = -ms_sandbox_send(s, MS_JOIN, 0, &body, entrances, s->group_count);
+    error = -ms_sandbox_send(s, (ms_header){.type = MS_JOIN}, &body, entrances, s->group_count);
   if (error)
     ms_sandbox_failed(s, error, "cgroup");
 }

@@ -136,8 +136,8 @@ ms_sandbox *ms_sandbox_new(lua_State *L, ms_reactor *r, int socket);
 void ms_sandbox_created(ms_sandbox *s, int pid, int pidfd);
 void ms_sandbox_failed(ms_sandbox *s, int error, const char *stage);
 /* Sends to the agent; takes the files over. 0 or a negative errno. */
-int ms_sandbox_send(ms_sandbox *s, uint16_t type, uint32_t id, const ms_writer *body,
-                    const int *fds, size_t fd_count);
+int ms_sandbox_send(ms_sandbox *s, ms_header header, const ms_writer *body, const int *fds,
+                    size_t fd_count);
 /* Takes in what the agent has said by now. */
 void ms_sandbox_hear(ms_sandbox *s);
 /* nil, errno, name-of-state for a sandbox that cannot be asked anything. Number of results. */

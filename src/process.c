@@ -295,8 +295,8 @@ static int send_long(ms_sandbox *s, uint32_t id, const ms_writer *body, plumbing
   size_t count = pipes->child_count;
   fds[count] = memory;
   pipes->child_count = 0;
-  ms_header header = {.type = MS_EXEC, .flags = MS_IN_FILE, .id = id};
-  return ms_outbox_send(&s->outbox, s->socket, &header, NULL, 0, fds, count + 1);
+  return ms_sandbox_send(s, (ms_header){.type = MS_EXEC, .flags = MS_IN_FILE, .id = id},
+                         &(ms_writer){0}, fds, count + 1);
 }
 
 static int send_exec(ms_sandbox *s, uint32_t id, const ms_writer *body, plumbing *pipes) {
@@ -306,7 +306,7 @@ static int send_exec(ms_sandbox *s, uint32_t id, const ms_writer *body, plumbing
     return send_long(s, id, body, pipes);
   size_t count = pipes->child_count;
   pipes->child_count = 0;
-  return ms_sandbox_send(s, MS_EXEC, id, body, pipes->child, count);
+  return ms_sandbox_send(s, (ms_header){.type = MS_EXEC, .id = id}, body, pipes->child, count);
 }
 
 /* Encodes into the scratch memory, or, when that is too small, into memory of its own, left on the
@@ -467,7 +467,8 @@ int ms_process_attach(lua_State *L) {
   if (!error) {
     size_t count = pipes.child_count;
     pipes.child_count = 0;
-    error = ms_sandbox_send(s, MS_ATTACH, ++s->last_id, &body, pipes.child, count);
+    error = ms_sandbox_send(s, (ms_header){.type = MS_ATTACH, .id = ++s->last_id}, &body,
+                            pipes.child, count);
   }
   if (error) {
     close_plumbing(&pipes);
@@ -573,8 +574,9 @@ static int process_signal(lua_State *L) {
   ms_put_u32(&body, (uint32_t)number);
   ms_put_u32(&body, tree ? MS_TARGET_TREE : MS_TARGET_FIRST);
   ms_put_u32(&body, (uint32_t)reason);
-  bool sent = p->sandbox && p->sandbox->socket >= 0 && !ms_reactor_foreign(p->reactor) &&
-              ms_sandbox_send(p->sandbox, MS_SIGNAL, p->id, &body, NULL, 0) == 0;
+  bool sent =
+      p->sandbox && p->sandbox->socket >= 0 && !ms_reactor_foreign(p->reactor) &&
+      ms_sandbox_send(p->sandbox, (ms_header){.type = MS_SIGNAL, .id = p->id}, &body, NULL, 0) == 0;
   lua_pushboolean(L, sent);
   return 1;
 }
@@ -642,7 +644,8 @@ static int process_gaps(lua_State *L) {
 static int process_leave(lua_State *L) {
   ms_process *p = check_process(L);
   if (p->background && p->sandbox && p->sandbox->socket >= 0 && !ms_reactor_foreign(p->reactor))
-    ms_sandbox_send(p->sandbox, MS_LEAVE, p->id, &(ms_writer){0}, NULL, 0);
+    ms_sandbox_send(p->sandbox, (ms_header){.type = MS_LEAVE, .id = p->id}, &(ms_writer){0}, NULL,
+                    0);
   leave_sandbox(p);
   return 0;
 }

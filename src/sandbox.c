@@ -265,8 +265,10 @@ static bool on_message(ms_sandbox *s, ms_message *message) {
 
 static void socket_ready(ms_source *source, uint32_t events) {
   ms_sandbox *s = (ms_sandbox *)((char *)source - offsetof(ms_sandbox, socket_source));
-  if (events & EPOLLOUT)
-    ms_outbox_flush(&s->outbox, s->socket);
+  if (events & EPOLLOUT && ms_outbox_flush(&s->outbox, s->socket) < 0) {
+    sandbox_end(s, MS_SANDBOX_GONE);
+    return;
+  }
   ms_message *message = ms_reactor_message(s->reactor);
   for (int i = 0; i < MESSAGES_PER_TURN && s->socket >= 0; i++) {
     int received = ms_receive(s->socket, message);
@@ -308,9 +310,8 @@ static void pidfd_ready(ms_source *source, uint32_t events) {
   ms_wake(s->reactor, &s->wait);
 }
 
-int ms_sandbox_send(ms_sandbox *s, uint16_t type, uint32_t id, const ms_writer *body,
-                    const int *fds, size_t fd_count) {
-  ms_header header = {.type = type, .id = id};
+int ms_sandbox_send(ms_sandbox *s, ms_header header, const ms_writer *body, const int *fds,
+                    size_t fd_count) {
   if (s->outbox.count >= QUEUE_MAX) {
     for (size_t i = 0; i < fd_count; i++)
       close(fds[i]);
@@ -320,7 +321,7 @@ int ms_sandbox_send(ms_sandbox *s, uint16_t type, uint32_t id, const ms_writer *
       ms_outbox_send(&s->outbox, s->socket, &header, body->data, body->length, fds, fd_count);
   if (s->outbox.first)
     sandbox_watch(s);
-  return error == -ENOMEM || error == -EMSGSIZE ? error : 0; /* else the socket's end will tell */
+  return ms_has_left(error) ? 0 : error; /* the socket's end will tell */
 }
 
 /* Lua ----------------------------------------------------------------------------------------- */
@@ -381,7 +382,8 @@ static int sandbox_call(lua_State *L) {
     error = file < 0 ? errno : 0;
   }
   if (!error)
-    error = -ms_sandbox_send(s, MS_CALL, ++s->last_id, &body, &file, file >= 0);
+    error = -ms_sandbox_send(s, (ms_header){.type = MS_CALL, .id = ++s->last_id}, &body, &file,
+                             file >= 0);
   if (error) {
     free(p);
     lua_pushnil(L);

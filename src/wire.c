@@ -201,6 +201,10 @@ int ms_send(int socket, const ms_header *header, const void *body, size_t length
   }
 }
 
+bool ms_has_left(int error) {
+  return error == -EPIPE || error == -ECONNRESET;
+}
+
 /* Outbox -------------------------------------------------------------------------------------- */
 
 struct ms_parcel {
@@ -252,13 +256,18 @@ static void outbox_drop_first(ms_outbox *box) {
   free(parcel);
 }
 
-void ms_outbox_flush(ms_outbox *box, int socket) {
+int ms_outbox_flush(ms_outbox *box, int socket) {
+  int failed = 0;
   while (box->first) {
     ms_parcel *p = box->first;
-    if (ms_send(socket, &p->header, p->body, p->length, p->fds, p->fd_count) == -EAGAIN)
-      return;
+    int sent = ms_send(socket, &p->header, p->body, p->length, p->fds, p->fd_count);
+    if (sent == -EAGAIN)
+      break;
+    if (sent < 0 && !ms_has_left(sent))
+      failed = sent;
     outbox_drop_first(box);
   }
+  return failed;
 }
 
 void ms_outbox_clear(ms_outbox *box) {

@@ -222,6 +222,9 @@ bool ms_get_end(const ms_reader *r);
 int ms_send(int socket, const ms_header *header, const void *body, size_t length, const int *fds,
             size_t fd_count);
 
+/* Whether what ms_send says means that the other side has left. */
+bool ms_has_left(int error);
+
 /* Messages that wait for room in the socket, in order. */
 typedef struct ms_parcel ms_parcel;
 typedef struct ms_outbox {
@@ -233,8 +236,9 @@ typedef struct ms_outbox {
  * case. 0, -ENOMEM, or what ms_send says when the message can never go. */
 int ms_outbox_send(ms_outbox *box, int socket, const ms_header *header, const void *body,
                    size_t length, const int *fds, size_t fd_count);
-/* Sends what waits, as far as there is room. */
-void ms_outbox_flush(ms_outbox *box, int socket);
+/* Sends what waits, as far as there is room. 0, or why a message that somebody may wait for can
+ * never go; that the other side has left is told where it is received from. */
+int ms_outbox_flush(ms_outbox *box, int socket);
 void ms_outbox_clear(ms_outbox *box);
 
 typedef struct ms_message {

@@ -28,12 +28,21 @@ return function(options)
     results:write(what, " ", (handler.getFullName(element):gsub("%c", " ")), "\n")
   end
 
+  -- Where in the specs an error was raised, from the inside out.
+  local function show_callers(traceback)
+    for where in traceback:gmatch "\n%s*([^\n]-spec/[%w_/]+%.lua:%d+): in" do
+      io.write("  from ", where, "\n")
+    end
+  end
+
   local function show(failure)
     io.write("FAILED ", failure.name, "\n  at ", place(failure.element), "\n")
     io.write("  ", (text(failure.message or "no message"):gsub("\n", "\n  ")), "\n")
     local traceback = failure.trace and failure.trace.traceback
-    if options.verbose and traceback then
+    if traceback and options.verbose then
       io.write("  ", (traceback:gsub("\n", "\n  ")), "\n")
+    elseif traceback then
+      show_callers(traceback)
     end
     io.flush()
   end
@@ -47,7 +56,8 @@ return function(options)
     if under_way then
       record("failed", under_way)
       show { name = handler.getFullName(under_way), element = under_way,
-        message = raised or "nothing was heard of its end" }
+        message = raised and raised.message or "nothing was heard of its end",
+        trace = raised and raised.trace }
       under_way, raised = nil, nil
     end
   end
@@ -76,9 +86,9 @@ return function(options)
 
   -- What fails outside of a test: a spec that does not load, a setup, a teardown; what comes after
   -- each test is told with the one that it came after.
-  local function outside(element, _, message)
+  local function outside(element, _, message, trace)
     if element.descriptor == "it" then
-      raised = message
+      raised = { message = message, trace = trace }
     else
       record("failed", element)
       show(handler.errors[#handler.errors])

@@ -111,9 +111,21 @@ local OTHER_BUILD = {
   fix = "install both from one build: make install",
 }
 
+--- What there may be too little of.
+local SHORT = {}
+for _, name in ipairs { "EAGAIN", "EMFILE", "ENFILE", "ENOMEM", "ETOOMANYREFS" } do
+  SHORT[core.errno[name]] = true
+end
+
 local function clone_refused(errno)
   local e = core.errno
-  if errno == e.ENOSPC or errno == e.EUSERS or M.machine.max_user_namespaces() == 0 then
+  if SHORT[errno] then
+    return {
+      cause = "this process, or its user, has no more of what a sandbox needs: "
+        .. core.strerror(errno),
+      fix = "see ulimit -u, ulimit -n, and free memory",
+    }
+  elseif errno == e.ENOSPC or errno == e.EUSERS or M.machine.max_user_namespaces() == 0 then
     return NO_NAMESPACES
   elseif errno == e.EINVAL or errno == e.ENOSYS then
     return NO_KERNEL_SUPPORT

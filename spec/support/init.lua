@@ -323,6 +323,30 @@ function M.try(box, probe, args, opts)
   return require("moonsand").assert(box:exec(argv, opts))
 end
 
+--- A program that has in a sandbox all that there is of something the kernel counts for a user, and
+--- keeps it.
+---@param probe string where the probe "shared" is in it
+---@return moonsand.Process process, integer count, string errno how the kernel said no more
+function M.take(box, probe, mode)
+  local moonsand = require "moonsand"
+  local p = moonsand.assert(box:start({ probe, mode }, { stdin = "pipe" }))
+  local count, errno = moonsand.assert(p:wait_for("^ready %d+ %u+", 40)):match "ready (%d+) (%u+)"
+  return p, tonumber(count), errno
+end
+
+--- One that has all files that may be on their way, once no other spec has them.
+---@return moonsand.Process
+function M.take_flights(box, probe)
+  return M.eventually(40, "no file may be on its way", function()
+    local p, count, errno = M.take(box, probe, "flights")
+    if errno == "ETOOMANYREFS" and count >= 1024 then -- more than a login may have open
+      return p
+    end
+    p:kill()
+    p:wait()
+  end)
+end
+
 --- The answers of a probe, "name: WORD" a line, as a table.
 function M.answers(result)
   local answers = {}

@@ -125,8 +125,9 @@ _Noreturn void ms_agent_loop(int socket, int host_pidfd, uint64_t secret, ms_mes
 
 /* clients.c */
 typedef struct ms_client ms_client;
-/* Sends, or queues when the socket is full. Takes ownership of fd (-1: none). */
-void ms_client_send(ms_client *c, uint16_t type, uint32_t id, const ms_writer *body, int fd);
+/* Sends, or queues when the socket is full. Takes ownership of fd (-1: none). 0, or -ETOOMANYREFS
+ * when the kernel carries no more files now and nothing was sent. */
+int ms_client_send(ms_client *c, uint16_t type, uint32_t id, const ms_writer *body, int fd);
 /* Messages wait in its queue: nothing that has to come after them may be done now. */
 bool ms_client_busy(const ms_client *c);
 

@@ -51,10 +51,8 @@ static ms_client *add_client(int socket) {
 
 static void greet(ms_client *c) {
   int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
-  if (root < 0)
+  if (root < 0 || ms_client_send(c, MS_READY, 0, &(ms_writer){0}, root) < 0)
     c->gone = true;
-  else
-    ms_client_send(c, MS_READY, 0, &(ms_writer){0}, root);
 }
 
 static int peer_of(int socket, struct ucred *peer) {
@@ -140,11 +138,15 @@ static void sweep(void) {
 
 /* Out and in ---------------------------------------------------------------------------------- */
 
-void ms_client_send(ms_client *c, uint16_t type, uint32_t id, const ms_writer *body, int fd) {
+int ms_client_send(ms_client *c, uint16_t type, uint32_t id, const ms_writer *body, int fd) {
   ms_header header = {.type = type, .id = id};
-  if (ms_outbox_send(&c->outbox, c->socket, &header, body->data, body->length, &fd, fd >= 0) ==
-      -ENOMEM)
+  int error =
+      ms_outbox_send(&c->outbox, c->socket, &header, body->data, body->length, &fd, fd >= 0);
+  if (error == -ETOOMANYREFS)
+    return error;
+  if (error < 0 && !ms_has_left(error))
     c->gone = true; /* better none than one that does not learn how its programs end */
+  return 0;
 }
 
 bool ms_client_busy(const ms_client *c) {
@@ -191,8 +193,8 @@ void ms_clients_watch(struct pollfd *events, size_t from) {
 void ms_clients_serve(const struct pollfd *events, ms_message *request) {
   for (ms_client *c = clients; c; c = c->next) {
     const short happened = c->slot ? events[c->slot].revents : 0;
-    if (happened & POLLOUT)
-      ms_outbox_flush(&c->outbox, c->socket);
+    if (happened & POLLOUT && ms_outbox_flush(&c->outbox, c->socket) < 0)
+      c->gone = true;
     if (happened & (POLLIN | POLLHUP | POLLERR))
       take_requests(c, request);
     if (happened & (POLLHUP | POLLERR) && !(happened & POLLIN))

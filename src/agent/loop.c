@@ -52,15 +52,15 @@ static void answer_call(ms_client *c, uint32_t id, ms_reader *body, int came) {
   int error = ms_files_call(body, &reply, &fd);
   if (error == 0 && reply.overflow)
     error = -EOVERFLOW;
+  if (error < 0 && fd >= 0)
+    close(fd);
+  else if (error == 0)
+    error = ms_client_send(c, MS_RETURN, id, &reply, fd);
   if (error < 0) {
-    reply.length = 0;
-    reply.overflow = false;
+    reply = (ms_writer){.data = text, .capacity = sizeof text};
     ms_put_u32(&reply, (uint32_t)-error);
-    if (fd >= 0)
-      close(fd);
-    fd = -1;
+    ms_client_send(c, MS_RETURN, id, &reply, -1);
   }
-  ms_client_send(c, MS_RETURN, id, &reply, fd);
 }
 
 void ms_agent_handle(ms_client *from, ms_message *request) {

@@ -260,20 +260,22 @@ static int make_spare(zygote *z, spare *made, uint16_t flags) {
  * errno. */
 static int hand_over(zygote *z, spare *to, uint16_t flags) {
   const ms_reader *body = &request.body;
+  int sent = 0;
   for (int attempt = 0; attempt < 2; attempt++) {
     int error = to->pid ? 0 : make_spare(z, to, flags);
     if (error)
       return error;
-    int sent = ms_send(to->socket, &request.header, body->data, body->length, request.fds,
-                       request.fd_count);
+    sent = ms_send(to->socket, &request.header, body->data, body->length, request.fds,
+                   request.fd_count);
     if (sent == 0)
       return 0;
     drop_spare(to);
   }
-  return ECONNRESET;
+  return -sent;
 }
 
-static void answer(int error, pid_t pid, int pidfd) {
+/* 0 or a negative errno. */
+static int answer(int error, pid_t pid, int pidfd) {
   char text[64];
   ms_writer body = {.data = text, .capacity = sizeof text};
   ms_put_u32(&body, (uint32_t)error);
@@ -281,8 +283,11 @@ static void answer(int error, pid_t pid, int pidfd) {
   ms_put_str(&body, error ? "clone" : "");
   ms_header header = {.type = MS_CREATED, .id = request.header.id};
   struct pollfd room = {.fd = HOST_SOCKET, .events = POLLOUT};
-  while (ms_send(HOST_SOCKET, &header, body.data, body.length, &pidfd, pidfd >= 0) == -EAGAIN)
+  int sent;
+  while ((sent = ms_send(HOST_SOCKET, &header, body.data, body.length, &pidfd, pidfd >= 0)) ==
+         -EAGAIN)
     poll(&room, 1, -1);
+  return sent;
 }
 
 /* The spare is as most are wanted; what is wanted otherwise is made for it. */
@@ -296,7 +301,11 @@ static void zygote_create(zygote *z) {
     answer(error, 0, -1);
     return;
   }
-  answer(0, to->pid, to->pidfd);
+  int answered = answer(0, to->pid, to->pidfd);
+  if (answered < 0) { /* nobody would watch it */
+    kill_child(to->pid);
+    answer(-answered, 0, -1);
+  }
   drop_spare(to); /* it is a sandbox now */
   ms_close_fds(&request);
   if (!z->spare.pid)

@@ -234,7 +234,7 @@ _Noreturn void ms_idmap_main(int socket, uid_t shown, gid_t shown_gid, uid_t uid
   int space = error ? -1 : open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC);
   ms_put_u32(&body, (uint32_t)(space < 0 && !error ? errno : error));
   ms_send(socket, &(ms_header){.type = MS_IDMAP}, body.data, body.length, &space, space >= 0);
-  _exit(0);
+  _exit(0); /* the end of the socket tells when that could not be sent */
 }
 
 _Noreturn void ms_sandbox_main(int zygote_socket, int host_pidfd, uid_t uid, gid_t gid,

@@ -17,6 +17,9 @@ local FORMAT = "%f %s %u %g %Y %U %G %y %n"
 local FIELDS = "^(%x+) (%d+) (%d+) (%d+) (%-?%d+) (%S+) (%S+) (%S+ %S+ %S+) "
 local LONGEST = 1024
 
+--- The longest number in it: of those that are exact in any Lua.
+local DIGITS = 15
+
 --- For the names that it is given: their number, they themselves, what stat says of them, and the
 --- targets of links, each part ended by a NUL.
 local TELL = [[
@@ -91,7 +94,7 @@ local function each_entry(text, fn)
       local _, to, a, b, c, d, e, f, g, h = stats:sub(at, at + LONGEST):find(FIELDS)
       to = to and at + to - 1
       -- the line of one that has vanished is not there
-      if not target then
+      if not target or to and math.max(#a, #b, #e) > DIGITS then
         return false
       elseif to and stats:sub(to + 1, to + #name + 1) == name .. "\n" then
         at = to + #name + 2
@@ -123,10 +126,12 @@ function M.stat(driver, path, follow, limits, verb)
     return nil, message, code, detail
   end
   local entry
-  each_entry(text, function(found)
+  local sane = each_entry(text, function(found)
     entry = found
   end)
-  if not entry then
+  if not sane then
+    return nonsense(path)
+  elseif not entry then
     return errors.fail("not_found", ("stat %s: No such file or directory"):format(
       options.quote(path)), { path = path })
   end
