@@ -19,8 +19,8 @@ local texts = require "moonsand.text"
 
 local M = {}
 
---- How long an interrupted command may take to end before its shell is ended with it; how often it
---- is interrupted meanwhile; when the question for its end is asked again, first and at most.
+--- How long an interrupted command may take to end before its shell is ended with it; how long one
+--- waits, at first, before it is interrupted again; when the question for its end is asked again, first and at most.
 local STOPPED, PASS = 3, 0.02
 local AGAIN, AGAIN_MOST = 0.02, 10
 
@@ -159,6 +159,8 @@ end
 --- Asks the shell to say when it is through.
 local function ask_again(run)
   run.session.process.program.stdin:write(frame.ending(run.token))
+  run.pause = math.min(run.pause * 2, AGAIN_MOST)
+  run.again_at = loop.now() + run.pause
 end
 
 --- Waits for the end of a command. Answers the exit, or nil and why the wait ended.
@@ -192,8 +194,6 @@ local function await_end(run, limits)
       return nil, "timed out", "timeout", {}, true
     elseif now >= run.again_at then
       ask_again(run)
-      run.pause = math.min(run.pause * 2, AGAIN_MOST)
-      run.again_at = now + run.pause
     end
   end
 end
@@ -207,6 +207,7 @@ local function press(run, signal, seconds)
   if over then
     return over
   end
+  local pause = signal == "TERM" and seconds or PASS
   repeat
     local began = math.floor((self.uptime + run.began - self.told_at) * TICKS)
     local args = { ("%d"):format(self.pid), signal, ("%d"):format(began) }
@@ -215,12 +216,12 @@ local function press(run, signal, seconds)
     end
     local limits = loop.limits({ timeout = seconds }, true)
     shell.run(self.box.core.driver, frame.STOP, args, { what = "interrupt" }, limits)
-    local pause = signal == "TERM" and seconds or PASS
-    run.again_at = loop.now()
+    ask_again(run) -- now: the wait may be over before it has looked at anything else
     local exit, message = await_end(run, loop.limits({ timeout = pause }, true))
     if exit or message and self.closed then
       return exit
     end
+    pause = pause * 2
   until signal == "TERM" or loop.now() >= last
 end
 
