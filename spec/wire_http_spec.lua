@@ -375,7 +375,7 @@ describe("moonsand.wire.http", function()
     end)
 
     it("ends the transfer itself, also when nobody waits", function()
-      local r = assert(http.request { url = server.raw(OK .. "\r\nx", { ["end"] = "hold" }), timeout = 0.2 })
+      local r = assert(http.request { url = server.raw(OK .. "\r\nx", { ["end"] = "hold" }), timeout = 1 })
       support.eventually(20, "it went on", function()
         moonsand.loop.step(0.01)
         return r.transfer:over()
