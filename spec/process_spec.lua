@@ -30,7 +30,7 @@ local function numbers(first, last)
 end
 
 describe("moonsand.process", function()
-  helper.deadline(30)
+  helper.deadline(60)
   helper.no_leaks()
 
   local box
@@ -385,7 +385,7 @@ describe("moonsand.process", function()
       -- A reader that ended left a full pipe behind, which nobody emptied: the wait never ended.
       it("takes over from a reader that ends meanwhile", function()
         for _, opts in ipairs { {}, { on_exit = function() end } } do
-          local p = start("seq 400000", opts) -- more than pipe and stream hold
+          local p = start("seq 1000000", opts) -- more than pipe and stream hold
           moonsand.run(function()
             local reader = moonsand.task(function()
               assert.equal("1", p.stdout:read())
@@ -395,7 +395,7 @@ describe("moonsand.process", function()
             moonsand.sleep(0.001)
             local r = moonsand.assert(p:wait())
             assert.equal("2", reader:wait())
-            assert.is_true(numbers(3, 400000) == r.stdout)
+            assert.is_true(numbers(3, 1000000) == r.stdout)
           end)
         end
       end)

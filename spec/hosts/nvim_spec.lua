@@ -49,7 +49,7 @@ timer:start(10, 10, vim.schedule_wrap(function()
 end))
 local function fair()
   timer:close()
-  return beats > 10 and beats < 400 and gap < 0.9 or beats .. ' beats, gap ' .. gap
+  return beats > 10 and beats < 1200 and gap < 2.5 or beats .. ' beats, gap ' .. gap
 end
 ]]
 
@@ -66,7 +66,7 @@ describe("the host nvim", function()
     it("while a coroutine waits", function()
       gives("true", BEATS .. [[
         spawn(function()
-          moonsand.with({}, function(box) assert(box:exec("sleep 1")) end)
+          moonsand.with({}, function(box) assert(box:exec("sleep 3")) end)
           say(fair())
           quit()
         end)]])
@@ -74,7 +74,7 @@ describe("the host nvim", function()
 
     it("while the main chunk waits", function()
       gives("true", BEATS .. [[
-        moonsand.with({}, function(box) assert(box:exec("sleep 1")) end)
+        moonsand.with({}, function(box) assert(box:exec("sleep 3")) end)
         say(fair())
         quit()]])
     end)
