@@ -315,14 +315,14 @@ boxed("many: the host's own coroutines", function(box, moonsand, spawn)
   local start, done = now(), {}
   for i = 1, 5 do
     spawn(function()
-      local r = assert(box:exec("sleep 0.4; echo " .. i))
+      local r = assert(box:exec("sleep 1; echo " .. i))
       done[#done + 1] = tonumber(r.stdout)
     end)
   end
   eventually(moonsand, "the end of five", function()
     return #done == 5
   end)
-  within(0.39, now() - start, 1.9, "seconds for five")
+  within(0.99, now() - start, 4.9, "seconds for five")
   table.sort(done)
   eq("1 2 3 4 5", table.concat(done, " "), "done")
 end)
@@ -338,10 +338,9 @@ boxed("many: others go on while one reads without end", function(box, moonsand, 
   local p, bytes = assert(box:start("yes")), 0
   repeat
     bytes = bytes + #assert(p.stdout:read(65536))
-  until beats >= 10
+  until beats >= 10 and bytes >= 2 ^ 20
   over = true
   p:close()
-  within(2 ^ 20, bytes, math.huge, "bytes")
 end)
 
 -- ---------------------------------------------------------------- files
