@@ -265,8 +265,10 @@ static bool on_message(ms_sandbox *s, ms_message *message) {
 
 static void socket_ready(ms_source *source, uint32_t events) {
   ms_sandbox *s = (ms_sandbox *)((char *)source - offsetof(ms_sandbox, socket_source));
-  if (events & EPOLLOUT && ms_outbox_flush(&s->outbox, s->socket) < 0) {
-    sandbox_end(s, MS_SANDBOX_GONE);
+  int unsent = events & EPOLLOUT ? ms_outbox_flush(&s->outbox, s->socket) : 0;
+  if (unsent < 0) {
+    ms_sandbox_failed(s, -unsent, "files"); /* what it needed to begin */
+    sandbox_end(s, MS_SANDBOX_GONE);        /* or what it was asked since */
     return;
   }
   ms_message *message = ms_reactor_message(s->reactor);

@@ -20,7 +20,8 @@ local texts = require "moonsand.text"
 local M = {}
 
 --- How long an interrupted command may take to end before its shell is ended with it; how long one
---- waits, at first, before it is interrupted again; when the question for its end is asked again, first and at most.
+--- waits, at first, before it is interrupted again; when the question for its end is asked again,
+--- first and at most.
 local STOPPED, PASS = 3, 0.02
 local AGAIN, AGAIN_MOST = 0.02, 10
 
@@ -217,7 +218,8 @@ local function press(run, signal, seconds)
     local limits = loop.limits({ timeout = seconds }, true)
     shell.run(self.box.core.driver, frame.STOP, args, { what = "interrupt" }, limits)
     ask_again(run) -- now: the wait may be over before it has looked at anything else
-    local exit, message = await_end(run, loop.limits({ timeout = pause }, true))
+    local left = math.max(last - loop.now(), PASS)
+    local exit, message = await_end(run, loop.limits({ timeout = math.min(pause, left) }, true))
     if exit or message and self.closed then
       return exit
     end

@@ -51,8 +51,7 @@ local function exit_of(number, text, id)
   if signal then
     return { signal_number = math.floor(signal) }
   elseif number then
-    return errors.fail("lost", ("it ended, but the service does not say how (%s)"):format(
-      tostring(text)), { id = id, started = true })
+    return events.unknown_end(text, id)
   end
   local why = type(text) == "string" and text or "it does not say why"
   return errors.fail(services.code_of("RUNTIME_ERROR", why) or "provider",

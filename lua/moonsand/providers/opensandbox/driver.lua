@@ -370,7 +370,7 @@ end
 
 -- ---------------------------------------------------------------- about it
 
---- nil of what is none.
+--- What execd has measured, as we tell it; nil when that is no measurement.
 local function sample(row)
   for _, name in ipairs { "cpu_count", "cpu_used_pct", "mem_total_mib", "mem_used_mib" } do
     if type(row) ~= "table" or type(row[name]) ~= "number" then

@@ -154,6 +154,13 @@ function M.exit_code(said)
   end
 end
 
+--- The failure of what ended with a code that is none.
+---@return nil, string message, string code, table detail
+function M.unknown_end(said, id)
+  return errors.fail("lost", ("it ended, but the service does not say how (%s)"):format(
+    tostring(said)), { id = id, started = true })
+end
+
 ---@class moonsand.opensandbox.SessionRun
 ---@field exit_code integer
 ---@field lines string[] what it wrote, both streams, without line ends

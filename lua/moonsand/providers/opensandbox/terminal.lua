@@ -106,8 +106,7 @@ local function exit_of(self, number)
   if number == -1 then
     return { signal_number = KILL }
   elseif not code then
-    return errors.fail("lost", ("it ended, but the service does not say how (%s)"):format(
-      tostring(number)), { id = self.id, started = true })
+    return events.unknown_end(number, self.id)
   elseif code > 128 and code <= 192 then
     return { signal_number = code - 128 }
   end
