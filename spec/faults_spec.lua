@@ -460,7 +460,7 @@ describe("faults:", function()
       it(mode, function()
         liar(mode)
         local box = moonsand.assert(moonsand.create { timeout = 5 })
-        local p, message, code = box:start("true", { timeout = 0.2 })
+        local p, message, code = box:start("true", { timeout = expected == "timeout" and 0.2 or 5 })
         assert.is_nil(p)
         assert.equal(expected, code, message)
         box:close()
@@ -529,11 +529,11 @@ describe("faults:", function()
   describe("an agent that lies about files is found out:", function()
     local OPEN = 1
 
-    local function call(mode)
+    local function call(mode, timeout)
       liar(mode)
       local box = moonsand.assert(moonsand.create { timeout = 5 })
       local number, body, file = box.core.driver:call(OPEN, { path = "/x" },
-        loop.limits { timeout = 0.3 })
+        loop.limits { timeout = timeout or 5 })
       return box, number, body, file
     end
 
@@ -541,7 +541,7 @@ describe("faults:", function()
       ["return-5000"] = "protocol", ["return-short"] = "protocol",
       ["return-two-files"] = "protocol", ["return-dies"] = "gone" } do
       it(mode, function()
-        local box, number, message, code = call(mode)
+        local box, number, message, code = call(mode, expected == "timeout" and 0.3)
         assert.is_nil(number)
         assert.equal(expected, code, message)
         box:close()

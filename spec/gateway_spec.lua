@@ -183,7 +183,7 @@ describe("the gateway", function()
 
     for name, case in pairs {
       ["a signal"] = { { code = "kill -SEGV $$" }, { status = "signaled", signal = "SEGV" } },
-      ["a timeout"] = { { code = "sleep 20", timeout = 0.2 }, { status = "timed_out" } },
+      ["a timeout"] = { { code = "sleep 20", timeout = 2 }, { status = "timed_out" } },
       ["too much output"] = { { code = "yes" }, { status = "output_limit" } },
       ["a file that is too large"] = { { code = "head -c 300M /dev/zero >big" },
         { status = "exited", exit_code = 1 } },

@@ -200,7 +200,7 @@ describe("the Neovim plugin", function()
         vim.cmd "Moonsand run"
         say(finish())
         fill("sh", "sleep 100")
-        vim.g.moonsand = { run = { timeout = 0.2 } }
+        vim.g.moonsand = { run = { timeout = 1 } }
         vim.cmd "Moonsand run"
         say(finish())
         say((vim.b[vim.fn.bufnr "moonsand://output"].moonsand_status:gsub("%d+%.%d+ s", "N s")))]])

@@ -25,6 +25,7 @@ Server.__index = Server
 local count = 0
 
 function M.server(fields)
+  fields.told = 0 -- complaints that the specs have seen
   return setmetatable(fields, Server)
 end
 
@@ -128,14 +129,18 @@ end
 
 --- Lines of the log that say that something is wrong.
 function Server:complaints()
-  local found = {}
+  local found, seen = {}, 0
   for line in (support.read(self.dir .. "/error.log") or ""):gmatch "[^\n]+" do
     local level = line:match "^%S+ %S+ %[(%a+)%]"
     if level ~= "notice" and level ~= "info" and level ~= "debug"
       and not (self.allowed and line:find(self.allowed)) then
-      found[#found + 1] = line
+      seen = seen + 1
+      if seen > self.told then
+        found[#found + 1] = line
+      end
     end
   end
+  self.told = seen
   return found
 end
 

@@ -65,6 +65,17 @@ enum {
   FIELDS
 };
 
+/* Both clocks at one moment: on a busy machine others may run between two readings, which would
+ * move the start of a process from one listing to the next. */
+static void read_clocks(uint64_t *boot, uint64_t *wall) {
+  for (int tries = 0; tries < 5; tries++) {
+    *boot = clock_ns(CLOCK_BOOTTIME);
+    *wall = clock_ns(CLOCK_REALTIME);
+    if (clock_ns(CLOCK_BOOTTIME) - *boot < NS / 1000)
+      break;
+  }
+}
+
 /* The name is in parentheses and may hold any of its own: it ends at the last one. `text` stays in
  * use. */
 static bool parse_stat(ms_proc *p, char *text) {
@@ -79,8 +90,8 @@ static bool parse_stat(ms_proc *p, char *text) {
   at += *at ? 1 : 0;
   for (int i = PPID; i < FIELDS; i++)
     field[i] = strtoull(at, &at, 10);
-  uint64_t began = field[START] * TICK_NS, now = clock_ns(CLOCK_BOOTTIME);
-  uint64_t wall = clock_ns(CLOCK_REALTIME);
+  uint64_t began = field[START] * TICK_NS, now, wall;
+  read_clocks(&now, &wall);
   p->ppid = (uint32_t)field[PPID];
   p->threads = (uint32_t)field[THREADS];
   p->cpu_ns = (field[UTIME] + field[STIME]) * TICK_NS;
