@@ -213,6 +213,30 @@ for _, shell in ipairs { "sh", "bash" } do
       assert.equal("1\n", run("ps ax -o args= | grep -c '^sleep'").stdout)
     end)
 
+    -- What was begun after all had been looked for was left.
+    it("ends what answers its interrupt with more programs", function()
+      for _, command in ipairs { "(trap 'sleep 61' INT; sleep 60)",
+        "(trap '' INT; sleep 60; sleep 61)",
+        "sh -c 'trap \"sleep 61 & sleep 61\" INT; sleep 60'; echo on" } do
+        assert.is_true(run(command, { timeout = 1 }).timed_out, command)
+        assert.equal("", run("ps ax -o args= | grep '^sleep'").stdout, command)
+        alive()
+      end
+    end)
+
+    it("ends a program of which only a second thread is left", function()
+      local r = run("python3 -c " .. support.quote [[
+import ctypes, os, threading, time
+threading.Thread(target=time.sleep, args=(60,)).start()
+print("on", flush=True)
+ctypes.CDLL(None).syscall(60 if os.uname().machine == "x86_64" else 93, 0)]], { timeout = 2 })
+      assert.is_true(r.timed_out)
+      assert.equal("on\n", r.stdout)
+      assert.is_true(session.alive)
+      assert.equal("0\n", run("cat /proc/[0-9]*/comm | grep -c python").stdout)
+      alive()
+    end)
+
     it("sends TERM first when there is a grace", function()
       local r = run("sh -c 'trap \"echo bye; exit 3\" TERM; echo on; while :; do :; done'",
         { timeout = 1, grace = 10 })

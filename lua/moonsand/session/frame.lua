@@ -226,42 +226,55 @@ end
 --- Interrupts a shell and kills what runs below it, but what was put into the background before: `$1`
 --- its pid, `$2` the signal for the others, `$3` when the command began, in ticks of `/proc`, then
 --- those that stay. What has lost its parent is one of the command's if it began after it. A shell
---- leaves its loop when it was interrupted and so was what it waits for.
+--- leaves its loop when it was interrupted and so was what it waits for. What answers an interrupt
+--- with more programs, or starts them while others are killed, is looked for again until nothing is
+--- left but zombies. (One with threads lives: only its first thread has ended.)
 M.STOP = [[
 shell=$1 signal=$2 from=$3; shift 3
-keep=" $* "
-all= sid=
+keep=" $* " sid=
 set -f
-for p in $(set +f; echo /proc/[0-9]*); do
-  l=
-  { while IFS= read -r x; do l=$x; done <"$p/stat"; } 2>/dev/null
-  [ -n "$l" ] || continue
-  p=${p#/proc/}
-  set -- ${l##*") "}
-  [ "$p" = "$shell" ] && sid=$4
-  q=$2
-  if [ "$q" = 1 ] && [ "${20}" -lt "$from" ]; then q=-; fi
-  all="$all $p:$q:$4"
-done
-[ -n "$sid" ] || exit 0
-hit=" $shell " more=1
-while [ -n "$more" ]; do
-  more=
-  for e in $all; do
-    p=${e%%:*} r=${e#*:}; q=${r%:*}
-    case $hit$keep in *" $p "*) continue ;; esac
-    case $hit in *" $q "*) hit="$hit$p " more=1 ;; *)
-      [ "$q" = 1 ] && [ "${r#*:}" = "$sid" ] && hit="$hit$p " more=1 ;;
-    esac
+below() {
+  all= hit=
+  for p in $(set +f; echo /proc/[0-9]*); do
+    l=
+    { while IFS= read -r x; do l=$x; done <"$p/stat"; } 2>/dev/null
+    [ -n "$l" ] || continue
+    p=${p#/proc/}
+    set -- ${l##*") "}
+    case $1${18} in Z[01] | X*) continue ;; esac
+    [ "$p" = "$shell" ] && sid=$4
+    q=$2
+    if [ "$q" = 1 ] && [ "${20}" -lt "$from" ]; then q=-; fi
+    all="$all $p:$q:$4"
   done
-done
-hit=${hit#" $shell "}
-if [ "$signal" = TERM ]; then
-  [ -z "$hit" ] || kill -TERM $hit
-else
-  kill -INT "$shell"
-  [ -z "$hit" ] || { kill -INT $hit; sleep 0.01; kill -KILL $hit; }
-fi 2>/dev/null
+  [ -n "$sid" ] || return
+  hit=" $shell " more=1
+  while [ -n "$more" ]; do
+    more=
+    for e in $all; do
+      p=${e%%:*} r=${e#*:}; q=${r%:*}
+      case $hit$keep in *" $p "*) continue ;; esac
+      case $hit in *" $q "*) hit="$hit$p " more=1 ;; *)
+        [ "$q" = 1 ] && [ "${r#*:}" = "$sid" ] && hit="$hit$p " more=1 ;;
+      esac
+    done
+  done
+  hit=${hit#" $shell "}
+}
+{
+  below
+  if [ "$signal" = TERM ]; then
+    [ -z "$hit" ] || kill -TERM $hit
+    exit 0
+  fi
+  [ -z "$sid" ] || kill -INT "$shell" $hit
+  for pass in 1 2 3 4 5 6 7 8 9 10; do
+    sleep 0.01
+    below
+    [ -n "$hit" ] || exit 0
+    kill -KILL $hit
+  done
+} 2>/dev/null
 exit 0
 ]]
 
