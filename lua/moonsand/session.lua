@@ -200,31 +200,33 @@ local function await_end(run, limits)
 end
 
 --- Interrupts the shell and what it runs, again and again, until the command is over or so many
---- seconds have passed.
+--- seconds have passed. TERM is sent once, and then has all of them.
 local function press(run, signal, seconds)
-  local self, last = run.session, loop.now() + seconds
+  local self, once = run.session, signal == "TERM"
   drain(run)
   local over = ended(run)
   if over then
     return over
   end
-  local pause = signal == "TERM" and seconds or PASS
+  local pause, last = once and seconds or PASS, once and math.huge or loop.now() + seconds
+  local function at_most(wanted) -- of what is left
+    local left = math.max(last - loop.now(), PASS)
+    return loop.limits({ timeout = math.min(wanted, left) }, true)
+  end
   repeat
     local began = math.floor((self.uptime + run.began - self.told_at) * TICKS)
     local args = { ("%d"):format(self.pid), signal, ("%d"):format(began) }
     for _, pid in ipairs(self.jobs) do
       args[#args + 1] = pid
     end
-    local limits = loop.limits({ timeout = seconds }, true)
-    shell.run(self.box.core.driver, frame.STOP, args, { what = "interrupt" }, limits)
+    shell.run(self.box.core.driver, frame.STOP, args, { what = "interrupt" }, at_most(STOPPED))
     ask_again(run) -- now: the wait may be over before it has looked at anything else
-    local left = math.max(last - loop.now(), PASS)
-    local exit, message = await_end(run, loop.limits({ timeout = math.min(pause, left) }, true))
+    local exit, message = await_end(run, at_most(pause))
     if exit or message and self.closed then
       return exit
     end
     pause = pause * 2
-  until signal == "TERM" or loop.now() >= last
+  until once or loop.now() >= last
 end
 
 --- Ends a command, with the shell if it must be. Its output so far is kept.
