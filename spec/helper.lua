@@ -73,6 +73,15 @@ function M.holdings()
   return { fds = count, targets = targets, children = zygotes, below = math.max(agents - zygotes, 0) }
 end
 
+--- What a host has before a test, to be held against what it has behind it.
+function M.baseline()
+  -- What is made once is there now. So is each zygote's spare: the zygote makes that before it buries
+  -- the sandbox that ended here.
+  require("moonsand").with({}, function() end)
+  M.settle()
+  return M.holdings()
+end
+
 local function describe_files(before, after)
   local names = {}
   for fd, target in pairs(after.targets) do
@@ -109,9 +118,7 @@ end
 function M.no_leaks(close, let_go)
   local before
   before_each(function()
-    require("moonsand").with({}, function() end) -- what is made once is there now
-    M.settle()
-    before = M.holdings()
+    before = M.baseline()
   end)
   after_each(function()
     if close then

@@ -33,8 +33,7 @@ describe("leaks:", function()
       end
     end
     some(100) -- what is kept for later is kept now
-    helper.settle()
-    local before, rss = helper.holdings(), support.rss(native.getpid())
+    local before, rss = helper.baseline(), support.rss(native.getpid())
     local zygote = support.children(native.getpid())[1].pid
     local zygote_rss, zygote_fds = support.rss(zygote), support.fds(zygote)
     some(500)
@@ -57,8 +56,7 @@ describe("leaks:", function()
       end
     end
     some(200)
-    helper.settle()
-    local before, rss, agent_rss = helper.holdings(), support.rss(native.getpid()), support.rss(agent)
+    local before, rss, agent_rss = helper.baseline(), support.rss(native.getpid()), support.rss(agent)
     local agent_fds = support.fds(agent) -- nil: only root may look
     some(2000)
     helper.assert_no_more(before)
@@ -93,7 +91,7 @@ describe("leaks:", function()
       helper.settle()
     end
     some(70) -- handles are let go of every 64 starts
-    local before, rss, agent_rss = helper.holdings(), support.rss(native.getpid()), support.rss(agent)
+    local before, rss, agent_rss = helper.baseline(), support.rss(native.getpid()), support.rss(agent)
     some(70)
     local now = helper.holdings()
     assert.is_true(now.fds <= before.fds + 64, now.fds .. " files, not " .. before.fds)
@@ -103,7 +101,7 @@ describe("leaks:", function()
   end)
 
   it("a sandbox that nobody holds any more is ended", function()
-    local before = helper.holdings()
+    local before = helper.baseline()
     local agents = {}
     local function make()
       for i = 1, 20 do
@@ -138,7 +136,7 @@ describe("leaks:", function()
   end)
 
   it("a raise within `with` ends the sandbox", function()
-    local before = helper.holdings()
+    local before = helper.baseline()
     for _ = 1, 20 do
       assert.is_false((pcall(moonsand.with, {}, function(box)
         box:start "sleep 1000"
@@ -149,7 +147,7 @@ describe("leaks:", function()
   end)
 
   it("closing a Lua state leaves nothing, in whatever order it is finalized", function()
-    local before = helper.holdings()
+    local before = helper.baseline()
     for _ = 1, 20 do
       local text, why = native.state [[
         local moonsand = require "moonsand"

@@ -654,7 +654,7 @@ print(data.partition(b"\r\n\r\n")[2][:12].hex())
         other:stop()
       end)
       local made = create()
-      other:curl("POST", made.path .. "/command", { headers = made.headers, seconds = 1,
+      other:curl("POST", made.path .. "/command", { headers = made.headers, seconds = 2,
         json = { command = "setsid sleep 60 & sleep 60" } })
       return other, support.descendants(other.pid)
     end
