@@ -566,10 +566,13 @@ s = socket.socket(socket.AF_UNIX)
 s.connect(sys.argv[1])
 body = sys.argv[2].encode()
 s.sendall(b"POST /stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+s.settimeout(20)
+while b"event: stdout" not in s.recv(65536, socket.MSG_PEEK): time.sleep(0.05)
+print("it runs", flush=True)
 time.sleep(8)]]
-      local pipe = io.popen(("python3 -c %s %s/http.sock %s"):format(support.quote(script), server.dir,
+      local pipe = io.popen(("timeout 40 python3 -c %s %s/http.sock %s"):format(support.quote(script), server.dir,
         support.quote(cjson.encode { language = "bash", code = "sleep 7308 & yes", timeout = 30 })))
-      await_sleepers("7308", 1)
+      assert.equal("it runs", pipe:read())
       await_sleepers("7308", 0, 6)
       pipe:close()
     end)

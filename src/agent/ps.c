@@ -1,7 +1,8 @@
 /* Processes: what /proc says of them, and signals to them.
  *
  * A pid may be another process's by the time it is used. So a process is its pid and the moment
- * when it began, and it is signalled through a pidfd that was opened before that was looked at. */
+ * when it began (a number comes back after more forks than fit into one tick), and it is signalled
+ * through a pidfd that was opened before that was looked at. */
 #include "ps.h"
 
 #include "../place.h"
