@@ -32,7 +32,7 @@ local function try(box, submission, test)
   local r, message = box:run_code(submission.code, {
     language = submission.language,
     stdin = test.input,
-    timeout = 3,
+    timeout = 5,
     max_output = "64K",
     limits = { memory = "256M", processes = 32 },
   })

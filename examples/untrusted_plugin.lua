@@ -48,7 +48,7 @@ end
 
 local plugin = Plugin.new(PLUGIN)
 for _, title in ipairs { "Hello, World!", "", "spin me", "Moon & Sand" } do
-  local slug, why = plugin:ask(title, 1.5)
+  local slug, why = plugin:ask(title, 3)
   print(("%-16s %s"):format(("%q"):format(title), slug or "no answer: " .. why))
 end
 plugin.box:close()

@@ -17,7 +17,7 @@ local root = native.getuid() == 0
 describe("bwrap:", function()
   local bwrap, isolation = launch.bwrap, provider.isolation
 
-  helper.deadline(30)
+  helper.deadline(60)
 
   before_each(function()
     provider.isolation = nil

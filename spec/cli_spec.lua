@@ -67,7 +67,7 @@ describe("moonsand (the command-line tool)", function()
       ["exec /etc"] = { "", "moonsand: cannot start: program '/etc': Is a directory\n", 126 },
       ["exec -q --timeout 50ms sleep 60"] = { "", "", 124 },
       ["exec -q -t0.05 sleep 60"] = { "", "", 124 },
-      ["exec -q -t 0.05 --grace 5 -c 'trap \"echo bye; exit 9\" TERM; sleep 60 & wait'"] =
+      ["exec -q -t 2 --grace 20 -c 'trap \"echo bye; exit 9\" TERM; sleep 60 & wait'"] =
         { "bye\n", "", 124 },
       ["exec --cpu-time 1 -c 'while :; do :; done'"] =
         { "", "moonsand: ended by its limit of cpu_time\n", 152 },

@@ -156,7 +156,8 @@ local function run(path, program)
   expected[#expected + 1] = "}"
   local harness = support.write(directory .. "-run.lua",
     HARNESS:format(table.concat(expected, " "), file, path, path))
-  local command = "cd %s && env XDG_RUNTIME_DIR=$PWD LUA_PATH=%s LUA_CPATH=%s timeout %d %s %s </dev/null"
+  local command = "cd %s && env XDG_RUNTIME_DIR=$PWD XDG_STATE_HOME=$PWD LUA_PATH=%s LUA_CPATH=%s "
+    .. "timeout %d %s %s </dev/null"
   local output, status = support.run(command:format(directory,
     support.quote(absolute(package.path)), support.quote(absolute(package.cpath)), SECONDS,
     support.interpreter, harness))

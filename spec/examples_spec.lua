@@ -47,7 +47,7 @@ local specs = {
       "inside +I am sandbox, at home in /workspace\n", "there is no /home\n", "the network is lo\n",
       "live +2 3 5 7 11 13 17 19 23 29 31 37 \n",
       "ended +exited with 0 after", "file +the sum is 197\n",
-      "bounded +timed_out after 0%.%d s, and 0 of its processes are left\n",
+      "bounded +timed_out after %d%.%d s, and 0 of its processes are left\n",
       "over +moonsand.Sandbox .*closed%)\n$",
     })
   end,

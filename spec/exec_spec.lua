@@ -482,8 +482,13 @@ describe("moonsand.sandbox", function()
 
     describe("timeout", function()
       it("ends the tree and is a Result that says so", function()
-        for _, opts in ipairs { { timeout = 0.7 }, 0.7 } do
-          local r = exec("echo before; setsid sleep 300 & sleep 300", opts)
+        local results = moonsand.run(function() -- side by side: it is long enough to begin
+          return moonsand.assert(moonsand.all({ { timeout = 2.5 }, 2.5 }, function(opts)
+            return box:exec("echo before; setsid sleep 300 & sleep 300", opts)
+          end))
+        end)
+        assert.equal(2, #results)
+        for _, r in ipairs(results) do
           assert.equal("timed_out", r.status)
           assert.is_true(r.timed_out)
           assert.is_false(r.ok)
@@ -491,14 +496,14 @@ describe("moonsand.sandbox", function()
           assert.equal("KILL", r.signal)
           assert.equal(9, r.signal_number)
           assert.equal("before\n", r.stdout)
-          assert.is_true(r.duration >= 0.7 and r.duration < 20)
+          assert.is_true(r.duration >= 2.5 and r.duration < 20)
           assert.same({}, running())
         end
       end)
 
       it("sends TERM first when there is a grace", function()
         local r = exec([[trap 'echo bye; exit 7' TERM; while :; do :; done]],
-          { timeout = 0.7, grace = LONG })
+          { timeout = 2, grace = LONG })
         assert.equal("timed_out", r.status)
         assert.equal("bye\n", r.stdout)
         assert.equal(7, r.exit_code)
@@ -507,11 +512,11 @@ describe("moonsand.sandbox", function()
 
       it("sends KILL to what ignores TERM, after the grace", function()
         local r = exec([[trap '' TERM; echo on; while :; do sleep 0.01; done]],
-          { timeout = 0.7, grace = 0.1 })
+          { timeout = 2, grace = 0.1 })
         assert.equal("timed_out", r.status)
         assert.equal("KILL", r.signal)
         assert.equal("on\n", r.stdout)
-        assert.is_true(r.duration >= 0.8 and r.duration < 20)
+        assert.is_true(r.duration >= 2.1 and r.duration < 20)
       end)
 
       it("of 0 starts nothing", function()
@@ -870,7 +875,7 @@ describe("moonsand.sandbox", function()
 
       it("leave others their turn, and who waits his limits, when more comes for ever", function()
         moonsand.run(function()
-          local turns = 0
+          local turns, calls = 0, 0
           local others = moonsand.task(function()
             while true do
               moonsand.sleep(0)
@@ -880,13 +885,19 @@ describe("moonsand.sandbox", function()
           local p = moonsand.assert(box:start("yes", {
             max_output = 0,
             on_stdout = function() -- slower than what writes
+              calls = calls + 1
               local over = now() + 0.002
               repeat until now() > over
             end,
           }))
+          while calls == 0 do
+            moonsand.sleep(0.001)
+          end
+          turns, calls = 0, 0
           fails("timeout", p:wait(0.2))
           fails("cancelled", p:wait { cancel = moonsand.token(0.2) })
-          assert.is_true(turns > 5, turns .. " turns")
+          -- A call takes longer where the machine stands still, and then fewer of them are a turn.
+          assert.is_true(calls <= 20 * (turns + 1), calls .. " calls in " .. turns .. " turns")
           p:close()
           others:cancel()
         end)
@@ -919,8 +930,14 @@ describe("moonsand.sandbox", function()
         end
         fails("exit", box:exec("exit 4", { check = true, on_exit = on_exit }))
         assert.equal(4, ends[1][1].exit_code) -- a Result: check is the call's matter
-        local token = moonsand.token { timeout = 0.02 }
-        fails("cancelled", box:exec("sleep 300", { cancel = token, on_exit = on_exit }))
+        local token = moonsand.token()
+        fails("cancelled", box:exec("echo on; sleep 300", {
+          cancel = token,
+          on_stdout = function()
+            token:cancel()
+          end,
+          on_exit = on_exit,
+        }))
         fails("cancelled", unpack(ends[2], 1, 4))
         assert.equal(2, #ends)
         local ok, err = pcall(box.exec, box, "true", {
@@ -1014,9 +1031,9 @@ describe("moonsand.sandbox", function()
         assert.is_true(u.cpu_time > 0.02 and u.cpu_time < 20)
         assert.is_true(math.abs(u.user_time + u.system_time - u.cpu_time) < 1e-6)
         assert.is_true(r.duration >= u.cpu_time * 0.5)
-        local idle = exec "sleep 0.1"
-        assert.is_true(idle.duration >= 0.1 and idle.duration < 20)
-        assert.is_true(idle.usage.cpu_time < 0.09)
+        local idle = exec "sleep 0.5"
+        assert.is_true(idle.duration >= 0.5 and idle.duration < 20)
+        assert.is_true(idle.usage.cpu_time < 0.4)
         assert.is_true(idle.usage.memory_peak > 100 * 1024)
         assert.is_true(idle.usage.memory_peak < 32 * 1024 * 1024)
         local big = exec { "lua5.4", "-e", "local s = ('x'):rep(64 * 1024 * 1024)" }
@@ -1233,7 +1250,7 @@ describe("moonsand.sandbox", function()
       end)
 
       it("takes endless output of both streams at once", function()
-        local r = exec("yes out & exec yes err >&2", { timeout = 1, max_output = 20000 })
+        local r = exec("yes out & exec yes err >&2", { timeout = 3, max_output = 20000 })
         assert.equal("timed_out", r.status)
         for _, name in ipairs { "stdout", "stderr" } do
           assert.equal(20000, #r[name])

@@ -92,7 +92,7 @@ end
 
 --- A message as a table, or a line of websocket.py.
 function Page:send(message)
-  self.pipe:write(type(message) == "table" and cjson.encode(message) or message, "\n")
+  self.pipe:write(nginx.own(type(message) == "table" and cjson.encode(message) or message), "\n")
   self.pipe:flush()
 end
 
@@ -313,10 +313,13 @@ describe("the gateway", function()
         assert.equal(event[1] == "stdout" and "first\n" or "wrong\n", event[2].data)
       end
       local all = events(server:run(code(1), "/stream"))
-      assert.same({ "stdout", { data = "last\n" } }, all[3])
-      assert.equal("end", all[4][1])
-      assert.equal(0, all[4][2].exit_code)
-      assert.equal(4, #all)
+      local last, said = table.remove(all), { stdout = "", stderr = "" }
+      for _, event in ipairs(all) do -- as many as the machine made of it
+        said[event[1]] = said[event[1]] .. event[2].data
+      end
+      assert.same({ stdout = "first\nlast\n", stderr = "wrong\n" }, said)
+      assert.equal("end", last[1])
+      assert.equal(0, last[2].exit_code)
     end)
 
     it("sends pictures, and characters whole", function()
@@ -509,7 +512,7 @@ describe("the gateway", function()
   end)
 
   describe("has limits:", function()
-    with_gateway "RATE=5 PER_CLIENT=2 PATIENCE=1"
+    with_gateway "RATE=5 PER_CLIENT=2"
 
     local SLEEP = cjson.encode { language = "bash", code = "sleep 7307", timeout = 20 }
 
@@ -527,29 +530,49 @@ describe("the gateway", function()
       second:leave()
       await_sleepers("7307", 0)
       assert.equal("1\n", support.eventually(20, "it refuses still", function()
-        return ask(server, { language = "bash", code = "echo 1" }).stdout
+        local said = ask(server, { language = "bash", code = "echo 1" }).stdout
+        if not said then
+          support.native().pause(0.3) -- fewer than five a second: the next test needs what is left
+        end
+        return said
       end))
     end)
 
     it("so many requests a second", function()
-      local seen = {}
-      for code in must(server:curl("'/execute?[1-60]'", "-w '%{http_code} ' -o /dev/null -X GET"))
+      local seen, began = {}, core.now()
+      for code in must(server:curl("'/execute?[1-200]'", "-w '%{http_code} ' -o /dev/null -X GET"))
         :gmatch "%d+" do
         seen[code] = (seen[code] or 0) + 1
       end
-      assert.is_true(seen["405"] >= 15 and seen["429"] >= 20 and not seen["500"], cjson.encode(seen))
+      local most = 22 + 5 * (core.now() - began) -- the burst, and five a second
+      assert.is_true(seen["405"] >= 15 and seen["405"] <= most and seen["429"] >= 20
+        and seen["405"] + seen["429"] == 200, cjson.encode(seen))
     end)
+  end)
+
+  describe("has no patience:", function()
+    with_gateway "PATIENCE=1"
+
+    -- Who stands still before he has sent anything is hung up on, too: then once more.
+    local CONNECT = [[import os, socket, sys, time
+def connect(data):
+  while True:
+    try:
+      s = socket.socket(socket.AF_UNIX)
+      s.connect(sys.argv[1])
+      s.settimeout(20)
+      s.sendall(data)
+      return s
+    except OSError: pass
+]]
 
     --- Sends a beginning and waits for the end, as someone does who wants to keep the place; nginx hangs up.
     local function slow(beginning)
-      local script = [[import socket, sys
-s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
-s.settimeout(10)
-s.sendall(sys.argv[2].encode().decode("unicode_escape").encode())
+      local script = CONNECT .. [[
+s = connect(sys.argv[2].encode().decode("unicode_escape").encode())
 while s.recv(65536): pass]]
       local began = core.now()
-      must(("python3 -c %s %s/http.sock %s"):format(support.quote(script), server.dir,
+      must(("timeout 40 python3 -c %s %s/http.sock %s"):format(support.quote(script), server.dir,
         support.quote(beginning)))
       assert.is_true(core.now() - began < 10)
     end
@@ -561,19 +584,20 @@ while s.recv(65536): pass]]
     end)
 
     it("so long for an answer to be taken", function()
-      local script = [[import socket, sys, time
-s = socket.socket(socket.AF_UNIX)
-s.connect(sys.argv[1])
+      local script = CONNECT .. [[
 body = sys.argv[2].encode()
-s.sendall(b"POST /stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-s.settimeout(20)
+head = b"POST /stream HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
+s = connect(head % len(body) + body)
 while b"event: stdout" not in s.recv(65536, socket.MSG_PEEK): time.sleep(0.05)
 print("it runs", flush=True)
-time.sleep(8)]]
-      local pipe = io.popen(("timeout 40 python3 -c %s %s/http.sock %s"):format(support.quote(script), server.dir,
-        support.quote(cjson.encode { language = "bash", code = "sleep 7308 & yes", timeout = 30 })))
+while not os.path.exists(sys.argv[3]): time.sleep(0.05)]]
+      local over = server.dir .. "/over"
+      local job = cjson.encode { language = "bash", code = "sleep 7308 & yes", timeout = 60 }
+      local pipe = io.popen(("timeout 60 python3 -c %s %s/http.sock %s %s"):format(
+        support.quote(script), server.dir, support.quote(nginx.own(job)), over))
       assert.equal("it runs", pipe:read())
-      await_sleepers("7308", 0, 6)
+      await_sleepers("7308", 0, 20)
+      support.write(over, "")
       pipe:close()
     end)
   end)
@@ -638,7 +662,7 @@ time.sleep(8)]]
       local before = holdings(server)
       rounds(50)
       before.files = before.files + 6 -- what is remembered of the last requests, collected later
-      support.eventually(15, "something was left", function()
+      support.eventually(25, "something was left", function() -- an idle driver stays for ten
         local now = holdings(server)
         for name, number in pairs(before) do
           if now[name] > number then

@@ -125,11 +125,15 @@ describe("the Neovim plugin", function()
 
     it("shows output while the program runs, in a window that follows it", function()
       gives("first true 1\nfirst|last|[exited with 0 after N s]\n3 true", [[
-        fill("sh", "echo first", "sleep 0.5", "echo last")
+        local shared = vim.fn.tempname()
+        vim.fn.mkdir(shared, "p")
+        vim.g.moonsand = { create = { workspace = shared } }
+        fill("sh", "echo first", "while [ ! -e /workspace/go ]; do sleep 0.05; done", "echo last")
         local window = api.nvim_get_current_win()
         vim.cmd "Moonsand"
         until_line "first"
         say(lines_of()[1], require("moonsand.nvim").is_running(), #lines_of())
+        vim.fn.writefile({}, shared .. "/go")
         say(finish())
         local shown = vim.fn.win_findbuf(vim.fn.bufnr "moonsand://output")[1]
         say(api.nvim_win_get_cursor(shown)[1], api.nvim_get_current_win() == window)]])
@@ -359,12 +363,16 @@ describe("the Neovim plugin", function()
     end)
 
     it("interrupts what runs in it, and has an end of input", function()
-      gives("$ echo go; sleep 100|go|$ echo after||after||[exited with 0 after N s]", [[
+      local seconds = "100." .. support.native().getpid() -- to be known by, on the whole machine
+      gives("$ echo go; sleep " .. seconds .. "|go|$ echo after||after||[exited with 0 after N s]", [[
         local name = "moonsand://shell/1"
         vim.cmd "Moonsand shell"
-        keys "Aecho go; sleep 100<CR><Esc>"
+        keys "Aecho go; sleep ]] .. seconds .. [[<CR><Esc>"
         until_line("go", name)
-        vim.wait(100)
+        eventually("it does not sleep", function()
+          local all = vim.fn.system "cat /proc/[0-9]*/cmdline 2>/dev/null"
+          return all:find("sleep%c]] .. seconds .. [[%c")
+        end)
         keys "A<C-c><Esc>"
         keys "Aecho after<CR><Esc>"
         until_line("after", name)

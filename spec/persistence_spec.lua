@@ -385,7 +385,7 @@ describe("a detached sandbox", function()
 
   describe("ends by itself", function()
     it("at the end of its lifetime, whoever is connected", function()
-      local id, agent = detached("short", { lifetime = 0.5 })
+      local id, agent = detached("short", { lifetime = 2.5 })
       local box = connect(id)
       ends(agent)
       support.eventually(10, "nobody was told", function()
@@ -396,8 +396,11 @@ describe("a detached sandbox", function()
     end)
 
     it("when nobody has been connected for so long", function()
-      local id, agent = detached("idle", { idle_timeout = 0.4 })
+      local _, alone = detached("idle", { idle_timeout = 0.4 })
+      ends(alone)
+      local id, agent = detached "idle"
       local box = connect(id)
+      moonsand.assert(connect(id):detach { idle_timeout = 0.4 })
       assert.is_true(box:exec("sleep 1").ok) -- connected
       assert.is_true(support.alive(agent))
       box:close()

@@ -45,7 +45,7 @@ local function until_true(what, fn)
 end
 
 describe("moonsand.pool", function()
-  helper.deadline(20)
+  helper.deadline(60)
   local pool
 
   helper.no_leaks(function()
@@ -275,18 +275,26 @@ describe("moonsand.pool", function()
   describe("(failures)", function()
     it("reach who acquires, with when to come again; then it recovers", function()
       refuse = "no luck"
-      pool = moonsand.pool { size = 1, max = 2, create = MOODY }
-      local _, message, code, detail = pool:acquire()
-      assert.equal("no luck", message)
-      assert.equal("unavailable", code)
-      assert.equal("moody", detail.provider)
-      local tried = makes
-      _, message, code, detail = pool:acquire() -- at once, and nothing is tried
+      local _, message, code, detail, start, tried, shown
+      repeat -- again when this stood still until the pool's rest of 0.1 s may be over
+        if pool then
+          pool:close()
+        end
+        pool = moonsand.pool { size = 1, max = 2, create = MOODY }
+        start = loop.now()
+        _, message, code, detail = pool:acquire()
+        assert.equal("no luck", message)
+        assert.equal("unavailable", code)
+        assert.equal("moody", detail.provider)
+        tried = makes
+        _, message, code, detail = pool:acquire() -- at once, and nothing is tried
+        tried, shown = makes - tried, pool:stats().failure
+      until loop.now() - start < 0.1
       assert.equal("no luck", message)
       assert.equal("unavailable", code)
       assert.is_true(detail.retry_after > 0 and detail.retry_after <= 0.1)
-      assert.equal(tried, makes)
-      assert.equal("no luck", pool:stats().failure)
+      assert.equal(0, tried)
+      assert.equal("no luck", shown)
       refuse = nil
       warm(1) -- by itself
       assert.is_nil(pool:stats().failure)
@@ -322,8 +330,50 @@ describe("moonsand.pool", function()
         return pool:stats().failed >= 12 -- three rounds of four
       end)
       local took = loop.now() - start
-      assert.is_true(took >= 0.1 + 0.2 and took < 5, took)
+      assert.is_true(took >= 0.1 + 0.2 and took < 10, took)
       assert.equal(pool:stats().failed, makes)
+    end)
+
+    it("leave no timer behind the pool, also where a success has cut a rest short", function()
+      local at, timers = loop.at, {}
+      finally(function() loop.at = at end)
+      loop.at = function(when, fn)
+        local timer = {}
+        timers[#timers + 1] = timer
+        local stop = at(when, function()
+          timer.over = true
+          fn()
+        end)
+        return function()
+          timer.over = true
+          stop()
+        end
+      end
+      gate, refuse = loop.signal(), "no luck"
+      pool = moonsand.pool { size = 0, max = 3, create = MOODY }
+      moonsand.run(function()
+        local first = moonsand.task(function()
+          local _, message = pool:acquire()
+          refuse = nil -- for the second, which is behind
+          return message
+        end)
+        local second = moonsand.task(pool.acquire, pool)
+        moonsand.sleep(0)
+        open_gate()
+        assert.equal("no luck", first:wait())
+        local box = assert(second:wait())
+        refuse = "none again"
+        assert.equal("none again", select(2, pool:acquire()))
+        box:close()
+      end)
+      until_true("the end of the first rest", function()
+        return timers[1].over
+      end)
+      pool:close()
+      for i, timer in ipairs(timers) do
+        assert.is_true(timer.over, i)
+      end
+      assert.is_true(#timers >= 2)
     end)
 
     it("of a kind that only shows in the making are answered, too", function()
@@ -354,9 +404,11 @@ describe("moonsand.pool", function()
       warm(1)
       local first = pool.core.warm[1].box
       until_true("another", function()
-        return makes >= 2 and pool:stats().warm == 1
+        local warmed = pool.core.warm[1] -- `first` may be the second one already
+        return makes >= 2 and warmed and warmed.box ~= first
       end)
       assert.is_true(first.core.closed)
+      assert.equal(1, pool:stats().warm)
       local old = pool.core.warm[1].box
       support.native().pause(0.06) -- nobody drives the loop
       local box = assert(pool:acquire(LONG))

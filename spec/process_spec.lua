@@ -122,7 +122,7 @@ describe("moonsand.process", function()
       end)
 
       it("has a timeout that bounds the program, also when nobody waits", function()
-        local p = start("echo on; setsid sleep 300 & sleep 300", { timeout = 0.7 })
+        local p = start("echo on; setsid sleep 300 & sleep 300", { timeout = 2.5 })
         support.eventually(20, "it goes on", function()
           moonsand.loop.step(0)
           return not p:is_running()
@@ -170,6 +170,9 @@ describe("moonsand.process", function()
           line=$(head -c 999 /dev/zero | tr '\0' x)
           i=0; while [ $i -lt 4000 ]; do echo $line; printf . >&3; i=$((i+1)); done 3>progress]]
         assert.equal(("x"):rep(999), p.stdout:read())
+        support.eventually(20, "it waits too early", function()
+          return settled_size "progress" * 1000 >= 256 * 1024
+        end)
         local written = settled_size "progress" * 1000
         -- what we hold, and what the kernel's pipe holds
         assert.is_true(written >= 256 * 1024, written)
@@ -547,12 +550,12 @@ describe("moonsand.process", function()
       local function in_a_stopped_one(fn)
         local own = moonsand.assert(moonsand.create())
         local agent = support.agent(own)
-        local p = moonsand.assert(own:start("sleep 300", { timeout = 2 })) -- time to stop the agent
+        local p = moonsand.assert(own:start("sleep 300", { timeout = 3 })) -- time to stop the agent
         support.native().kill(agent, 19)
         local before = loop.now()
         local detail = select(2, fails("timeout", fn(own, p)))
         local took = loop.now() - before
-        assert.is_true(took > 4 and took < 11, took)
+        assert.is_true(took > 4 and took < 20, took)
         support.native().kill(agent, 18)
         moonsand.assert(own:destroy())
         return detail
@@ -598,7 +601,7 @@ describe("moonsand.process", function()
           assert.equal("up", p.stdout:read())
           local before = loop.now()
           fails("timeout", p:stop(opts))
-          assert.is_true(loop.now() - before < 4)
+          assert.is_true(loop.now() - before < 20)
           assert.is_true(p:is_running())
           p:close()
         end

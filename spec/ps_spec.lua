@@ -54,7 +54,8 @@ describe("processes of a local sandbox", function()
       local row
       support.eventually(10, "it does not sleep", function()
         row = row_of(p.pid)
-        return row.name == "sleep" and row.state == "sleeping"
+        -- of a life of some hundredths of a second, its start is the most
+        return row.name == "sleep" and row.state == "sleeping" and row.cpu_percent < 50
       end)
       local seen = outside()
       assert.equal(1, #seen)
@@ -68,7 +69,6 @@ describe("processes of a local sandbox", function()
       -- The kernel adds up what threads have counted now and then: some pages more or less.
       assert.is_true(math.abs(row.memory - support.rss(seen[1].pid)) <= 512 * 1024)
       assert.is_true(math.abs(row.started_at - os.time()) < 5)
-      assert.is_true(row.cpu_percent < 50)
       p:close()
     end)
 
@@ -101,17 +101,24 @@ describe("processes of a local sandbox", function()
 
     it("measures a known load", function()
       local p = start "echo up; while :; do :; done"
-      local last
-      support.eventually(10, "no load", function()
-        local row = row_of(p.pid)
-        local host = support.read(("/proc/%d/stat"):format(outside()[1].pid))
+      local pid = outside()[1].pid
+      --- Seconds of CPU and of life, as the host counts them.
+      local function spent()
         local fields = {}
-        for field in host:match("%) (.*)"):gmatch "%S+" do
+        for field in support.read(("/proc/%d/stat"):format(pid)):match("%) (.*)"):gmatch "%S+" do
           fields[#fields + 1] = tonumber(field) or field
         end
-        last = row.cpu_percent
-        return fields[12] + fields[13] > 50 and last > 10 and last <= 110
+        local uptime = tonumber(support.read "/proc/uptime":match "%S+")
+        return (fields[12] + fields[13]) / 100, uptime - fields[20] / 100
+      end
+      support.eventually(20, "no load", function()
+        return spent() > 0.5
       end)
+      local least, youngest = spent()
+      local share = row_of(p.pid).cpu_percent
+      local most, oldest = spent()
+      assert.is_true(share >= 100 * least / (oldest + 0.02), share) -- the host's ages are in ticks
+      assert.is_true(share <= 100 * most / (youngest - 0.02) and share <= 110, share)
       p:close()
     end)
 
@@ -124,10 +131,13 @@ describe("processes of a local sandbox", function()
         moonsand.assert(box.files:write("/tmp/name", name))
         local p = start { "sh", "-c", 'printf %s "$(cat /tmp/name)" >/proc/$$/comm; echo up; read x', "a\nb", "", "c d",
           "\255" }
-        local row = row_of(p.pid)
+        local row
+        support.eventually(20, "it does not sleep", function()
+          row = row_of(p.pid)
+          return row.state == "sleeping", row.state
+        end)
         assert.equal(name:sub(1, 15), row.name)
         assert.equal(1, row.ppid)
-        assert.is_truthy(row.state == "sleeping" or row.state == "running", row.state)
         assert.same({ "a\nb", "", "c d", "\255" }, { row.argv[4], row.argv[5], row.argv[6], row.argv[7] })
         assert.equal(7, #row.argv)
         p:close()
@@ -185,15 +195,13 @@ if len(sys.argv) == 1:
 
     it("works in a crowd", function()
       local p = start "for i in $(seq 300); do sleep 100 & done; echo up; wait"
-      local rows = moonsand.assert(box:ps "sleep 100")
-      local count = 0
-      for _, row in ipairs(rows) do
-        count = count + (row.name == "sleep" and row.ppid == p.pid and 1 or 0)
-      end
-      support.eventually(10, "not all are there", function()
-        return #box:ps(function(row) return row.name == "sleep" end) == 300
+      support.eventually(20, "not all are there", function()
+        local count = 0
+        for _, row in ipairs(moonsand.assert(box:ps "sleep 100")) do
+          count = count + (row.name == "sleep" and row.ppid == p.pid and 1 or 0)
+        end
+        return count == 300, count
       end)
-      assert.is_true(count > 0)
       p:close()
     end)
 
@@ -254,7 +262,9 @@ if len(sys.argv) == 1:
         return #outside() == 1
       end)
       assert.is_true(other:is_running())
-      assert.equal("sleeping", row_of(other.pid).state)
+      support.eventually(20, "the other does not sleep", function()
+        return row_of(other.pid).state == "sleeping"
+      end)
       other:close()
       p:wait(5)
     end)
@@ -312,7 +322,7 @@ if len(sys.argv) == 1:
     it("has sent all their signal when its time is over", function()
       local list = deaf(2)
       list[3], list[4] = start "echo up; read x; exit 4", start "echo up; read x; exit 4"
-      local _, detail = fails("timeout", box:killall("echo up; read x", { grace = 20, timeout = 1 }))
+      local _, detail = fails("timeout", box:killall("echo up; read x", { grace = 20, timeout = 3 }))
       assert.equal(4, detail.count)
       assert.equal("TERM", moonsand.assert(list[3]:wait(5)).signal)
       assert.equal("TERM", moonsand.assert(list[4]:wait(5)).signal)
@@ -380,11 +390,12 @@ if len(sys.argv) == 1:
     end)
 
     it("is not killed with all others", function()
-      local deaf = start ": both; trap '' TERM; echo up; read x"
-      local p = start ": both; trap '' TERM; echo up; read x"
+      local STUBBORN = ": both; trap 'echo got' TERM; echo up; while :; do :; done"
+      local deaf, p = start(STUBBORN), start(STUBBORN)
       moonsand.run(function()
         local killing = moonsand.task(box.killall, box, ": both", { grace = 2 })
-        moonsand.sleep(0.5)
+        assert.equal("got", deaf.stdout:read("l", 10))
+        assert.equal("got", p.stdout:read("l", 10))
         p:kill "KILL"
         moonsand.assert(p:wait(10))
         local stranger = next_with(p.pid)
@@ -448,10 +459,11 @@ if len(sys.argv) == 1:
   describe("box:monitor", function()
     it("measures a known load, and ends with the process", function()
       local p = start "echo up; while :; do :; done"
-      local samples = 0
+      local samples, shares = 0, {}
       for sample in moonsand.assert(box:monitor(p.pid, { interval = 0.1 })) do
         samples = samples + 1
-        assert.is_true(sample.cpu_percent >= 0 and sample.cpu_percent < 150, sample.cpu_percent)
+        shares[samples] = sample.cpu_percent
+        assert.is_true(sample.cpu_percent >= 0, sample.cpu_percent)
         assert.equal(1, sample.threads)
         assert.is_true(sample.memory > 0)
         if samples == 5 then
@@ -460,6 +472,9 @@ if len(sys.argv) == 1:
         end
       end
       assert.equal(5, samples)
+      -- One is off when others run between the two readings, of what was used and of the clock.
+      table.sort(shares)
+      assert.is_true(shares[3] < 150, table.concat(shares, ", "))
     end)
 
     it("counts threads and memory", function()

@@ -97,13 +97,16 @@ describe("moonsand.reactor", function()
       if os.getenv "MOONSAND_VALGRIND" then
         return
       end
-      local n = 200000
-      local start = os.clock()
-      for _ = 1, n do
-        r:step(0)
+      local n, least = 20000, math.huge
+      for _ = 1, 10 do -- the quickest round: what a busy machine takes is not the step's
+        local start = os.clock()
+        for _ = 1, n do
+          r:step(0)
+        end
+        least = math.min(least, os.clock() - start)
       end
       -- the budget is 0.3 µs; ten times that is a system call that crept in, on any machine
-      assert.is_true((os.clock() - start) / n < 3e-6)
+      assert.is_true(least / n < 3e-6)
     end)
   end)
 

@@ -187,7 +187,7 @@ describe("moonsand.root", function()
   end)
 
   it("has snapshots of its /workspace and /tmp, for others with a root", function()
-    local name = "root-spec-" .. count .. "-" .. tostring(os.time())
+    local name = ("root-spec-%d-%d"):format(support.native().getpid(), os.time())
     create {}
     sh "echo w >/workspace/w; echo t >/tmp/t"
     local made = moonsand.assert(box:snapshot(name))

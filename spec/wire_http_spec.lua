@@ -281,10 +281,11 @@ describe("moonsand.wire.http", function()
       local size = 64 * 1024 * 1024
       local r = assert(http.request { url = server.url("/big", { size = size, count = name }) })
       local left
-      support.eventually(10, "it never stopped", function()
+      support.eventually(20, "it never stopped", function()
         moonsand.loop.step(0.05)
         local _, now = server.count(name)
-        local stopped = now == left
+        now = now or size -- nothing is noted before the first piece is out
+        local stopped = now == left and select(2, r.transfer:held()) -- not: a slow server
         left = now
         return stopped
       end)
@@ -312,10 +313,11 @@ describe("moonsand.wire.http", function()
     end)
 
     it("comes at once, however slow the rest is", function()
-      local r = assert(http.request { url = server.url("/trickle", { count_of = 2, pause = 3 }) })
-      for line in r.body:lines() do
-        assert.is_true(core.now() - tonumber(line) < 2.5)
+      local r = assert(http.request { url = server.url("/trickle", { count_of = 2, pause = 6 }) })
+      for _ = 1, 2 do
+        assert.is_true(core.now() - tonumber((assert(r.body:read("l", 20)))) < 5.5)
       end
+      r:close()
     end)
 
     it("keeps what came before a timeout of a read", function()
@@ -338,7 +340,7 @@ describe("moonsand.wire.http", function()
       local code = failure(fn())
       assert.equal("timeout", code)
       local took = core.now() - before
-      assert.is_true(took > expected * 0.8 and took < expected + 2, took)
+      assert.is_true(took > expected * 0.8 and took < expected + 8, took)
     end
 
     for name, url in pairs {
@@ -375,7 +377,7 @@ describe("moonsand.wire.http", function()
     end)
 
     it("ends the transfer itself, also when nobody waits", function()
-      local r = assert(http.request { url = server.raw(OK .. "\r\nx", { ["end"] = "hold" }), timeout = 1 })
+      local r = assert(http.request { url = server.raw(OK .. "\r\nx", { ["end"] = "hold" }), timeout = 3 })
       support.eventually(20, "it went on", function()
         moonsand.loop.step(0.01)
         return r.transfer:over()
@@ -449,7 +451,7 @@ describe("moonsand.wire.http", function()
     end)
     it("is told: a certificate for another name", function()
       local url = server.url("/hello", {}, "https"):gsub("127.0.0.1", "127.0.0.2")
-      unsent({ url = url, ca_file = server.start().ca_file, connect_timeout = 2 }, "connect")
+      unsent({ url = url, ca_file = server.start().ca_file, connect_timeout = 10 }, "connect")
       url = server.url("/hello", {}, "https"):gsub("127.0.0.1", "ip6-localhost")
       failure(request { url = url, ca_file = server.start().ca_file })
     end)
@@ -655,8 +657,9 @@ describe("moonsand.wire.http", function()
       assert.equal(7, http.retry_after "7")
       assert.equal(1.5, http.retry_after " 1.5 ")
       assert.equal(0, http.retry_after "Sun, 06 Nov 1994 08:49:37 GMT")
-      local date = os.date("!%a, %d %b %Y %H:%M:%S GMT", os.time() + 100)
-      assert.is_true(math.abs(http.retry_after(date) - 100) <= 1)
+      local now = os.time()
+      local after = http.retry_after(os.date("!%a, %d %b %Y %H:%M:%S GMT", now + 100))
+      assert.is_true(after <= 100 and after >= 100 - (os.time() - now), after)
       assert.is_nil(http.retry_after "soon")
       assert.is_nil(http.retry_after(nil))
       assert.is_nil(http.retry_after "1.2.3")

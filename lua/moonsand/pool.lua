@@ -173,10 +173,17 @@ local function rest(core, message, code, detail)
     core.pause = pause
     pause = math.max(pause, type(detail) == "table" and tonumber(detail.retry_after) or 0)
     core.retry_at = loop.now() + pause
-    core.retry = loop.at(core.retry_at, function()
-      core.retry = nil
+    if core.retry then
+      core.retry() -- the end of a rest that a success has cut short
+    end
+    local retry
+    retry = loop.at(core.retry_at, function()
+      if core.retry == retry then
+        core.retry = nil
+      end
       serve(core)
     end)
+    core.retry = retry
   end
   local entry = next_in_line(core)
   while entry do

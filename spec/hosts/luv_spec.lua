@@ -85,7 +85,7 @@ describe("the host luv", function()
         once:start(20, 0, function()
           once:close()
           local before = beats
-          box:exec("sleep 2")
+          repeat box:exec("sleep 0.5") until coroutines == 5
           say(beats == before, coroutines == 5)
           count()
         end)

@@ -181,16 +181,23 @@ describe("the host nvim", function()
       local start = now()
       vim.rpcrequest(child, "nvim_exec_lua", "box = require('moonsand').create()", {})
       vim.rpcnotify(child, "nvim_command",
-        "lua _, err = pcall(box.exec, box, 'sleep 100')")
-      vim.wait(300)
+        "lua _, err = pcall(box.exec, box, 'echo up; sleep 100', "
+          .. "{ on_line = function() up = true end })")
+      vim.wait(20000, function()
+        return vim.rpcrequest(child, "nvim_exec_lua", "return up or false", {})
+      end)
       vim.rpcrequest(child, "nvim_input", "<C-c>")
       local err
       vim.wait(20000, function()
         err = vim.rpcrequest(child, "nvim_exec_lua", "return tostring(err)", {})
         return err ~= "nil"
       end)
-      local left = vim.rpcrequest(child, "nvim_exec_lua",
-        "return box:exec('cat /proc/[0-9]*/comm | grep -c sleep; :').stdout", {})
+      local left
+      vim.wait(20000, function()
+        left = vim.rpcrequest(child, "nvim_exec_lua",
+          "return box:exec('cat /proc/[0-9]*/comm | grep -c sleep; :').stdout", {})
+        return left == "0\n"
+      end)
       say(now() - start < 50, err:find("Ctrl-C", 1, true) ~= nil or err, vim.trim(left))
       vim.fn.jobstop(child)
       quit()]])

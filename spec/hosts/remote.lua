@@ -49,7 +49,7 @@ M.checks = {
       heard[#heard + 1] = data
     end }))
     eq("41\n", table.concat(heard))
-    local r = assert(python:run("import time; time.sleep(20)", { timeout = 1 }))
+    local r = assert(python:run("import time; time.sleep(20)", { timeout = 2 }))
     eq(true, r.timed_out and r.state_kept)
     eq("42", assert(python:run "x + 1").text)
     python:close()

@@ -116,14 +116,17 @@ describe("moonsand.providers", function()
   end)
 
   it("end what was closed in their own time, which flush waits for", function()
-    local ended = 0
+    local ended, may_end = 0, false
     for _ = 1, 3 do
       providers.ending(function()
-        moonsand.sleep(0.05)
+        repeat
+          moonsand.sleep(0.01)
+        until may_end
         ended = ended + 1
       end)
     end
     assert.equal("timeout", code_of(moonsand.flush { timeout = 0.001 }))
+    may_end = true
     assert.is_true(moonsand.flush { timeout = 20 })
     assert.equal(3, ended)
     assert.is_true(moonsand.flush())

@@ -123,7 +123,9 @@ describe("moonsand.providers.opensandbox", function()
       local p = assert(again:start("sleep 44", { stdin = false }))
       again:close()
       assert.equal("closed", select(3, p:wait(20)))
-      assert.same({}, assert(b:ps "sleep 44"))
+      support.eventually(20, "it was left", function()
+        return #assert(b:ps "sleep 44") == 0
+      end)
       assert.equal("ready", b:info().state)
       assert.is_true(b:destroy { timeout = 20 })
       assert.equal("not_found", code_of(moonsand.connect("one", options())))
@@ -180,7 +182,7 @@ describe("moonsand.providers.opensandbox", function()
       fault { service = "execd", path = "^/ping$", fault = "status", status = 502, form = "text",
         times = 1000 }
       local before = #fake:sandboxes()
-      local value, message, code, detail = create { timeout = 1 }
+      local value, message, code, detail = create { timeout = 3 }
       assert.equal("not_ready", code_of(value, message, code, detail))
       assert.truthy(message:find("127.0.0.1", 1, true))
       assert.truthy(message:find("use_server_proxy", 1, true))
@@ -264,8 +266,8 @@ describe("moonsand.providers.opensandbox", function()
     it("ends when its lifetime is over, and says so", function()
       local b = assert(create())
       local began, asked = core.now(), core.wall()
-      assert.is_true(b:set_lifetime(2))
-      assert.is_true(b:info().expires_at >= asked + 2) -- not short of a part of a second
+      assert.is_true(b:set_lifetime(3))
+      assert.is_true(b:info().expires_at >= asked + 3) -- not short of a part of a second
       assert.equal("gone", code_of(b:exec "sleep 30"))
       assert.is_true(core.now() - began < 20)
       assert.equal("gone", code_of(b:exec "true"))
@@ -329,7 +331,7 @@ describe("moonsand.providers.opensandbox", function()
           return made
         end
         ]]):format(fake.url, fake.key) .. text .. "\nprint('end', require('moonsand.core').now())")
-      local output, status = support.run(("LUA_PATH=%s LUA_CPATH=%s timeout 40 %s %s"):format(
+      local output, status = support.run(("LUA_PATH=%s LUA_CPATH=%s timeout 90 %s %s"):format(
         support.quote(package.path), support.quote(package.cpath), support.interpreter, script))
       assert.equal(0, status, output)
       local now, ids = core.now(), {}
@@ -350,6 +352,16 @@ describe("moonsand.providers.opensandbox", function()
         asked = asked + #requests("DELETE", "^/sandboxes/" .. id:gsub("%-", "%%-") .. "$")
       end
       return there, asked
+    end
+
+    --- The same, once it is so many, at least: a slow service still has to read what it was asked.
+    local function count_when(there, asked, ids)
+      local counts
+      support.eventually(20, "they were not ended as they should", function()
+        counts = { count(ids) }
+        return counts[1] == there and counts[2] >= asked, table.concat(counts, " ")
+      end)
+      return counts
     end
 
     for how, text in pairs {
@@ -375,16 +387,15 @@ describe("moonsand.providers.opensandbox", function()
       it("is ended with the Lua state when it was " .. how, function()
         local ids = program(text)
         assert.equal(1, #ids, table.concat(ids, " "))
-        local there, asked = count(ids)
-        assert.equal(0, there)
-        assert.is_true(asked == 1 or asked == 2 and how == "closed, and told so")
+        local counts = count_when(0, 1, ids)
+        assert.is_true(counts[2] == 1 or counts[2] == 2 and how == "closed, and told so")
       end)
     end
 
     it("is ended with the Lua state beside all others", function()
       local ids = program "boxes = {} for i = 1, 40 do boxes[i] = create() end"
       assert.equal(40, #ids)
-      assert.same({ 0, 40 }, { count(ids) })
+      assert.same({ 0, 40 }, count_when(0, 40, ids))
     end)
 
     it("is not ended again with the Lua state", function()
@@ -409,7 +420,7 @@ describe("moonsand.providers.opensandbox", function()
         end
         native.wait(child)
         assert(box:exec "true")]]
-      assert.same({ 0, 1 }, { count(ids) })
+      assert.same({ 0, 1 }, count_when(0, 1, ids))
     end)
 
     it("is left where the end must not be held up, or none comes", function()
@@ -430,9 +441,9 @@ describe("moonsand.providers.opensandbox", function()
     it("does not keep a program whose service is silent from its end", function()
       fault { service = "lifecycle", method = "DELETE", fault = "hang", times = 100 }
       local ids, took = program "boxes = {} for i = 1, 5 do boxes[i] = create() end"
-      local there, asked = count(ids)
+      local counts = count_when(5, 5, ids)
       fake:clear()
-      assert.same({ 5, 5 }, { there, asked })
+      assert.same({ 5, 5 }, counts)
       assert.is_true(took > 1.9 and took < 8, tostring(took))
     end)
 
@@ -466,10 +477,10 @@ describe("moonsand.providers.opensandbox", function()
     end
 
     it("ends with its last event, not with the connection", function()
-      fake:set { grace = 5 }
+      fake:set { grace = 60 }
       local began = core.now()
       assert.is_true(assert(box:exec "true").ok)
-      assert.is_true(core.now() - began < 4)
+      assert.is_true(core.now() - began < 20)
     end)
 
     it("streams while it runs, both ways, byte for byte", function()
@@ -531,7 +542,9 @@ describe("moonsand.providers.opensandbox", function()
           box:exec("trap '' TERM; while :; do sleep 0.1; done", { cancel = token })
       end)
       assert.equal("cancelled", code_of(value, message, code, detail))
-      assert.same({}, assert(box:ps "sleep 0.1"))
+      support.eventually(20, "it was left", function()
+        return #assert(box:ps "sleep 0.1") == 0
+      end)
     end)
 
     it("has a terminal of the size that is asked for", function()
@@ -819,7 +832,7 @@ describe("moonsand.providers.opensandbox", function()
         local what = case[2]
         what.service, what.method, what.path = "lifecycle", "POST", "^/sandboxes$"
         fault(what)
-        local code = code_of(create { timeout = 1 })
+        local code = code_of(create { timeout = case[1] == "timeout" and 3 or 20 })
         assert.equal(case[1], code, "case " .. i)
         assert.equal(i, #requests("POST", "^/sandboxes$"))
       end
@@ -852,8 +865,8 @@ describe("moonsand.providers.opensandbox", function()
     it("of a live program that drops is lost, with its id", function()
       fault { service = "execd", path = "^/pty/[^/]+/ws$", fault = "websocket", how = "drop",
         after = 2 }
-      local p, message, code, detail =
-        box:start "for i in 1 2 3 4 5; do echo $i; sleep 0.1; done; cat"
+      local p, message, code, detail = -- long: a frame has all that is there by then
+        box:start "for i in $(seq 300); do echo $i; sleep 0.1; done"
       if p then
         p, message, code, detail = p:wait(20)
       end
@@ -945,13 +958,18 @@ describe("moonsand.providers.opensandbox", function()
 
     it("is interrupted at a timeout, at a cancel and from outside, and keeps its state", function()
       run "x = 41"
-      local r = run("import time\nprint('on', flush=True)\ntime.sleep(30)", { timeout = 1 })
+      local r = run("import time\nprint('on', flush=True)\ntime.sleep(30)", { timeout = 3 })
       assert.is_true(r.timed_out)
       assert.is_true(r.state_kept)
       assert.equal("KeyboardInterrupt", r.error.name)
       assert.equal("on\n", r.stdout)
-      local token = moonsand.token { timeout = 1 }
-      local code, detail = code_of(interpreter:run("time.sleep(30)", { cancel = token }))
+      local token = moonsand.token()
+      local code, detail = code_of(interpreter:run("print('on', flush=True)\ntime.sleep(30)", {
+        cancel = token,
+        on_stdout = function()
+          token:cancel()
+        end,
+      }))
       assert.equal("cancelled", code)
       assert.is_true(detail.result.state_kept)
       r = run("print('on', flush=True)\ntime.sleep(30)", { on_stdout = function()

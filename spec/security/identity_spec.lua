@@ -26,12 +26,14 @@ describe("identity", function()
   local function outside()
     local p = moonsand.assert(box:start { "sleep", "1000" })
     local agent = support.agent(box)
-    for _, process in ipairs(support.descendants(agent)) do
-      if process.name == "sleep" then
-        return process.pid, p, agent
+    local pid = support.eventually(20, "the program is not to be seen", function()
+      for _, process in ipairs(support.descendants(agent)) do
+        if process.name == "sleep" then
+          return process.pid
+        end
       end
-    end
-    error "the program is not to be seen"
+    end)
+    return pid, p, agent
   end
 
   local function root_of_the_machine()

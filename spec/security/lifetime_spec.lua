@@ -29,9 +29,14 @@ describe("lifetime:", function()
         box:close()
       end
       life() -- Lua reads modules when they are wanted, with descriptors of its own kind
-      assert(native.forker())
-      for _ = 1, 40 do life() end
-      local forks, kept = native.forked()
+      local forks, kept = 0, 0
+      for _ = 1, 5 do -- as often as the other thread needs: on a busy machine it may stand still
+        assert(native.forker())
+        for _ = 1, 40 do life() end
+        local some, bad = native.forked()
+        forks, kept = forks + some, kept + bad
+        if forks >= 40 then break end
+      end
       print(forks >= 40, kept)
     ]]
     assert.equal("true\t0\n", text)

@@ -703,11 +703,20 @@ describe("the proxy", function()
     assert.is_truthy(say(line .. "A: " .. ("a"):rep(20000) .. "\r\n\r\n"):find "^HTTP/1.1 431")
     assert.is_truthy(say(line .. ("A: b\r\n"):rep(200) .. "\r\n"):find "^HTTP/1.1 431")
     assert.is_truthy(say(line .. ("A: " .. ("b"):rep(1000) .. "\r\n"):rep(90) .. "\r\n"):find "^HTTP/1.1 431")
+    local before, linger = proxies.HEAD_TIMEOUT, proxies.LINGER
+    finally(function() proxies.HEAD_TIMEOUT, proxies.LINGER = before, linger end)
+    proxies.LINGER = 20 -- what is sent must have been read by then
     assert.is_truthy(say(("a"):rep(1000000)):find "^HTTP/1.1 4")
-    local before = proxies.HEAD_TIMEOUT
-    proxies.HEAD_TIMEOUT = 0.2
     local began = core.now()
-    local slow = { say(line), say "G", say "\5", say "\5\1\0" }
+    local slow = {}
+    for i, text in ipairs { line, "G", "\5", "\5\1\0" } do
+      proxies.HEAD_TIMEOUT = before
+      local s = moonsand.assert(box:dial(proxies.PORT, 10))
+      proxies.HEAD_TIMEOUT = 0.2 -- only now: it may be served before its dial is answered
+      s:write(text, 10)
+      slow[i] = s:read("a", { timeout = 20 })
+      s:close()
+    end
     proxies.HEAD_TIMEOUT = before
     assert.is_truthy(slow[1]:find "^HTTP/1.1 408", slow[1])
     assert.is_truthy(slow[2]:find "^HTTP/1.1 408", slow[2])

@@ -109,8 +109,14 @@ describe("processes", function()
   end)
 
   it("that ignore TERM are killed after the grace", function()
-    local result = moonsand.assert(box:exec({ bomb, "deaf" }, { timeout = 0.1, grace = 0.1 }))
-    assert.is_true(result.timed_out)
+    local result
+    for _, timeout in ipairs { 0.1, 2, 10 } do -- on a busy machine it is not deaf so soon
+      result = moonsand.assert(box:exec({ bomb, "deaf" }, { timeout = timeout, grace = 0.1 }))
+      assert.is_true(result.timed_out)
+      if result.stdout ~= "" then
+        break
+      end
+    end
     assert.equal("KILL", result.signal)
     local p = start "deaf"
     result = moonsand.assert(p:stop { grace = 0.05 })
@@ -147,8 +153,11 @@ describe("processes", function()
     local open = moonsand.assert(moonsand.create { seccomp = { allow = { "debug" } } })
     local p = moonsand.assert(open:start { support.put(open, support.probe "bomb"), "trace" })
     moonsand.assert(p:wait_for("^ready", 10))
-    local r = moonsand.assert(open:exec("sleep 0.2", { timeout = 1 }))
-    assert.is_true(r.duration < 8, r.duration)
+    support.eventually(20, "it traced nothing", function()
+      local r = moonsand.assert(open:exec("sleep 0.2", { timeout = 1 }))
+      assert.is_true(r.duration < 8, r.duration)
+      return not p:is_running()
+    end)
     assert.equal("KILL", moonsand.assert(p:wait(10)).signal)
     assert.equal("fine\n", moonsand.assert(open:exec("echo fine", 10)).stdout)
     open:close()
@@ -167,8 +176,9 @@ describe("processes", function()
     local other = moonsand.assert(moonsand.create())
     local p, count = start "fill"
     assert.is_true(count <= 60 and count >= 50, tostring(count))
-    local second = moonsand.assert(box:exec({ bomb, "fill" }, { timeout = 0.2 }))
-    assert.is_true(tonumber(second.stdout:match "%d+") <= 2, second.stdout)
+    local second, more = start "fill"
+    assert.is_true(more <= 2, tostring(more))
+    second:close()
     assert.equal("", moonsand.assert(other:exec(": & : & : & wait")).stderr)
     assert.equal(0, select(2, support.run "true")) -- nor the host
     p:close()
@@ -227,7 +237,10 @@ describe("processes", function()
     end
     assert.is_true(support.rss(agent) <= rss + 256 * 1024)
     if native.getuid() == 0 then
-      assert.is_true(support.fds(agent) <= 10)
+      support.eventually(20, "too many files", function()
+        local count = support.fds(agent)
+        return count <= 10, count
+      end)
     end
   end)
 

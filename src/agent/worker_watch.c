@@ -252,8 +252,8 @@ static void handle_file(watch *w, const struct inotify_event *e, const char *pat
 static void handle(watch *w, const struct inotify_event *e) {
   char path[MS_PATH_MAX + 1];
   if (e->mask & IN_Q_OVERFLOW) {
+    scan(w, "", false); /* first: who hears of it finds nothing new that is not watched */
     tell(w, MS_EVENT_OVERFLOW, "");
-    scan(w, "", false);
     return;
   }
   watched *in = find(w, e->wd);

@@ -19,7 +19,7 @@ JUPYTER = ("python", "java", "javascript", "typescript", "go", "bash")
 KERNEL = os.path.join(os.path.dirname(os.path.abspath(__file__)), "kernel.py")
 # On a new kernel the first run is told complete when it has answered, at the latest after this;
 # on one that was used before, at once: the real daemon takes an old `idle` for the new one.
-FIRST_IDLE = 0.3
+FIRST_IDLE = 5
 
 
 class Context:

@@ -51,6 +51,12 @@ class Writer:
                 tell({"stream": self.name, "text": "".join(self.parts)})
                 self.parts = []
 
+    def flush_lines(self):
+        """Not between a print's text and its end."""
+        with lock:
+            if self.parts and self.parts[-1].endswith("\n"):
+                self.flush()
+
     def isatty(self):
         return False
 
@@ -103,7 +109,8 @@ def main():
 
     def keep_flushing():
         while not threading.Event().wait(0.05):
-            flush()
+            sys.stdout.flush_lines()
+            sys.stderr.flush_lines()
 
     threading.Thread(target=keep_flushing, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -355,8 +355,9 @@ class Lifecycle:
                     "changed": now()}
         snapshot["root"] = os.path.join(self.directory, "snapshot-" + snapshot["id"])
         self.snapshots[snapshot["id"]] = snapshot
+        shown = show_snapshot(snapshot) # before it is ready
         threading.Thread(target=self.capture, args=(sandbox, snapshot), daemon=True).start()
-        return 202, show_snapshot(snapshot)
+        return 202, shown
 
     @staticmethod
     def capture(sandbox, snapshot):

@@ -331,14 +331,16 @@ class Command:
             time.sleep(0.05)
 
     def status(self):
-        value = {"id": self.id, "content": self.request["command"], "running": self.running}
-        if not self.running:
-            value["exit_code"] = self.exit_code
-        if self.error:
-            value["error"] = self.error
-        value["started_at"] = rfc3339(self.started_ns)
-        if self.finished_ns:
-            value["finished_at"] = rfc3339(self.finished_ns)
+        value = {"id": self.id, "content": self.request["command"]}
+        with self.lock: # a process that is gone does not run
+            value["running"] = self.running
+            if not self.running:
+                value["exit_code"] = self.exit_code
+            if self.error:
+                value["error"] = self.error
+            value["started_at"] = rfc3339(self.started_ns)
+            if self.finished_ns:
+                value["finished_at"] = rfc3339(self.finished_ns)
         return value
 
 

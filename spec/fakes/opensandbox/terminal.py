@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import pty
+import select
 import signal
 import struct
 import subprocess
@@ -48,9 +49,9 @@ class Terminal:
             argv += ["-c", self.command]
         self.on_pty = on_pty
         outputs = self.start_pty(argv) if on_pty else self.start_pipe(argv)
-        self.readers = [threading.Thread(target=self.pump, args=output, daemon=True)
+        self.readers = [(threading.Thread(target=self.pump, args=output, daemon=True), output[0])
                         for output in outputs]
-        for reader in self.readers:
+        for reader, _ in self.readers:
             reader.start()
 
     def start_pty(self, argv):
@@ -123,8 +124,12 @@ class Terminal:
 
     def exit_code(self):
         code = self.process.wait()
-        for reader in self.readers:
+        for reader, fd in self.readers:
             reader.join(1)
+            deadline = time.monotonic() + 5
+            while (reader.is_alive() and select.select([fd], [], [], 0)[0]
+                   and time.monotonic() < deadline):
+                reader.join(0.1) # it was slow: there is more, or the end
         return code if code >= 0 else -1
 
     def close(self):
@@ -189,7 +194,8 @@ class Terminals:
             return
         client = WebSocket(exchange)
         if not held:
-            other = terminal.client
+            with terminal.lock: # who has heard something is the client
+                other = terminal.client
             other and other.close(4001, "TAKEN_OVER")
             if not terminal.held.acquire(timeout=TAKEOVER_WAIT):
                 late = f"takeover timed out for pty session {name}"
