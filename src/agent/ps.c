@@ -106,10 +106,19 @@ static bool parse_stat(ms_proc *p, char *text) {
 
 enum { STAT_MAX = 1024 };
 
-/* What it is and what it has used: false when there is none. The name is in `text`, of STAT_MAX. */
+/* What it is and what it has used: false when there is none. The name is in `text`, of STAT_MAX.
+ * Read again when others ran between the figures and the clocks: what is used per second comes of
+ * both. */
 static bool read_stat(ms_proc *p, pid_t pid, char *text) {
-  *p = (ms_proc){.pid = (uint32_t)pid, .name = "", .args = ""};
-  return pid > 0 && read_file(pid, "stat", text, STAT_MAX) > 0 && parse_stat(p, text);
+  for (int tries = 0; tries < 3; tries++) {
+    uint64_t before = clock_ns(CLOCK_BOOTTIME);
+    *p = (ms_proc){.pid = (uint32_t)pid, .name = "", .args = ""};
+    if (pid <= 0 || read_file(pid, "stat", text, STAT_MAX) <= 0 || !parse_stat(p, text))
+      return false;
+    if (clock_ns(CLOCK_BOOTTIME) - before < NS / 1000)
+      break;
+  }
+  return true;
 }
 
 static uint64_t value_of(const char *text, const char *key) {
