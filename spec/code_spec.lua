@@ -477,50 +477,43 @@ describe("moonsand.code", function()
       assert.equal(1000000, #r.text)
     end)
 
-    --- What a call answers that ends at its timeout, with more time when it had not begun by then.
-    local function in_time(begun, call)
-      for _, timeout in ipairs { 2, 4, 15 } do
-        local r, message, code, detail = call(timeout)
-        local result = r or detail.result
-        if timeout == 15 or result and begun(result) then
-          return r, message, code, detail
-        end
-      end
-    end
-
     it("ends in time, in whichever stage", function()
+      local TIMEOUTS = { 2, 4, 15 }
       local function printed(result)
         return result.stdout ~= ""
       end
       local function ran(result)
         return result.stage == "run"
       end
-      local r = assert(in_time(printed, function(timeout)
+      local function compiled(result)
+        return result.stage == "compile"
+      end
+      local r = assert(support.in_time(TIMEOUTS, function(timeout)
         return box:python("print(1, flush=True)\nwhile True: pass", { timeout = timeout })
-      end))
+      end, printed))
       assert.is_true(r.timed_out)
       assert.equal("1\n", r.stdout)
       assert.equal("1", r.output)
       assert.is_nil(r.error)
       local slow = '#include "/dev/stdin"\nint main(void) { for (;;); }'
-      r = assert(in_time(ran, function(timeout)
+      r = assert(support.in_time(TIMEOUTS, function(timeout)
         return box:c(slow, { timeout = timeout, stdin = "x" })
-      end))
+      end, ran))
       assert.equal("run", r.stage)
       assert.is_true(r.timed_out)
       assert(box:exec("mkfifo /tmp/fifo"))
-      r = assert(in_time(function(result) return result.stage == "compile" end, function(timeout)
+      r = assert(support.in_time(TIMEOUTS, function(timeout)
         return box:c('#include "/tmp/fifo"', { timeout = timeout })
-      end))
+      end, compiled))
       assert.equal("compile", r.stage)
       assert.is_true(r.timed_out)
       local none, _, code, detail = box:python("1", { timeout = 0 })
       assert.is_nil(none)
       assert.equal("timeout", code)
       assert.is_false(detail.started)
-      none, _, code, detail = in_time(ran, function(timeout)
+      none, _, code, detail = support.in_time(TIMEOUTS, function(timeout)
         return box:python("while True: pass", { timeout = timeout, check = true })
-      end)
+      end, ran)
       assert.is_nil(none)
       assert.equal("timeout", code)
       assert.equal("run", detail.result.stage)

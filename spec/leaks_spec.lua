@@ -19,9 +19,7 @@ describe("leaks:", function()
 
   --- How many files an agent has open that has nothing to do; nil where only root may look.
   local function files_at_rest(agent)
-    support.eventually(20, "the agent does not sleep", function()
-      return support.status(agent, "State") == "S (sleeping)"
-    end)
+    support.await_rest(agent)
     return (support.fds(agent))
   end
 

@@ -337,6 +337,28 @@ describe("moonsand.loop", function()
     end)
   end)
 
+  describe(".at", function()
+    it("does not call what was cancelled, also by what was due with it", function()
+      local calls, cancel = 0, {}
+      local at = core.now()
+      for i = 1, 2 do
+        cancel[i] = loop.at(at, function()
+          calls = calls + 1
+          cancel[3 - i]()
+        end)
+      end
+      local deadline = core.now() + 10
+      while calls == 0 do
+        assert.is_true(core.now() < deadline)
+        loop.step(0)
+      end
+      loop.step(0)
+      assert.equal(1, calls)
+      cancel[1]()
+      cancel[2]()
+    end)
+  end)
+
   describe(".use", function()
     after_each(function()
       loop.use(nil)

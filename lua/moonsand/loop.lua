@@ -478,7 +478,7 @@ end
 --- Calls fn, which must neither wait nor raise, at a time. For the library's own use.
 ---@param at number monotonic seconds
 ---@param fn fun()
----@return fun()? cancel
+---@return fun()? cancel from then on fn is not called, though its time has come
 ---@return string? message, string? code, table? detail
 function M.at(at, fn)
   local r, message, code, detail = M.reactor()
@@ -489,9 +489,8 @@ function M.at(at, fn)
   local waiter = { call = fn }
   register(id, waiter)
   return function()
-    if r:cancel(id) then
-      unregister(id, waiter)
-    end
+    r:cancel(id)
+    unregister(id, waiter)
   end
 end
 

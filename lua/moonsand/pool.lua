@@ -176,14 +176,10 @@ local function rest(core, message, code, detail)
     if core.retry then
       core.retry() -- the end of a rest that a success has cut short
     end
-    local retry
-    retry = loop.at(core.retry_at, function()
-      if core.retry == retry then
-        core.retry = nil
-      end
+    core.retry = loop.at(core.retry_at, function()
+      core.retry = nil
       serve(core)
     end)
-    core.retry = retry
   end
   local entry = next_in_line(core)
   while entry do

@@ -20,12 +20,6 @@ describe("the agent", function()
     box = moonsand.assert(moonsand.create())
   end)
 
-  local function await_rest(agent)
-    support.eventually(20, "the agent does not sleep", function()
-      return support.status(agent, "State") == "S (sleeping)"
-    end)
-  end
-
   local function assert_works()
     assert.equal("fine\n", moonsand.assert(box:exec("echo fine", 20)).stdout)
     moonsand.assert(box.files:write("file", "x", { timeout = 20 }))
@@ -58,7 +52,7 @@ describe("the agent", function()
       local r = support.try(box, "protocol", { "signals" })
       assert.equal("all sent\n", r.stdout)
     end
-    await_rest(agent)
+    support.await_rest(agent)
     for _, field in ipairs { "SigPnd", "ShdPnd" } do
       assert.equal("0000000000000000", support.status(agent, field))
     end
@@ -101,10 +95,10 @@ describe("the agent", function()
   it("does not grow, in memory or files, by children that nobody waits for", function()
     local agent = support.agent(box)
     moonsand.assert(box:exec("for i in $(seq 200); do (setsid true &) ; done", 20))
-    await_rest(agent)
+    support.await_rest(agent)
     local rss, files = support.rss(agent), support.fds(agent)
     moonsand.assert(box:exec("for i in $(seq 2000); do (setsid true &) ; done", 30))
-    await_rest(agent)
+    support.await_rest(agent)
     assert.is_true(support.rss(agent) <= rss + 256 * 1024)
     if native.getuid() == 0 then
       assert.equal(files, (support.fds(agent)))

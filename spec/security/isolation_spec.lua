@@ -199,9 +199,7 @@ describe("isolation", function()
         -- said to be sent; the init of a namespace gets none from inside
         ["pidfd_send_signal KILL"] = "OK", ["pidfd_send_signal STOP"] = "OK",
       })
-      support.eventually(20, "the agent does not sleep", function()
-        return support.status(agent, "State") == "S (sleeping)"
-      end)
+      support.await_rest(agent)
       assert.equal("0", support.status(agent, "TracerPid"))
       assert.equal(before, support.status(agent, "SigBlk"))
       assert.equal("0000000000000000", support.status(agent, "SigPnd"))

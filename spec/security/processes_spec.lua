@@ -109,14 +109,13 @@ describe("processes", function()
   end)
 
   it("that ignore TERM are killed after the grace", function()
-    local result
-    for _, timeout in ipairs { 0.1, 2, 10 } do -- on a busy machine it is not deaf so soon
-      result = moonsand.assert(box:exec({ bomb, "deaf" }, { timeout = timeout, grace = 0.1 }))
-      assert.is_true(result.timed_out)
-      if result.stdout ~= "" then
-        break
-      end
-    end
+    local result = support.in_time({ 0.1, 2, 10 }, function(timeout)
+      return moonsand.assert(box:exec({ bomb, "deaf" }, { timeout = timeout, grace = 0.1 }))
+    end, function(each)
+      assert.is_true(each.timed_out)
+      return each.stdout ~= ""
+    end)
+    assert.is_true(result.timed_out)
     assert.equal("KILL", result.signal)
     local p = start "deaf"
     result = moonsand.assert(p:stop { grace = 0.05 })

@@ -189,6 +189,19 @@ function M.child(code, prefix)
   return M.run((prefix and prefix .. " " or "") .. M.command(code) .. " </dev/null")
 end
 
+--- The same with at most so many open files; again while another spec has all files on their way
+--- that may be (`take_flights`), since who has fewer sends none then.
+---@param code string
+---@param count integer
+function M.child_with_files(code, count)
+  local output, status
+  M.eventually(40, "no file may be on its way", function()
+    output, status = M.child(code, ("ulimit -n %d;"):format(count))
+    return not output:find "Too many references", output
+  end)
+  return output, status
+end
+
 -- ---------------------------------------------------------------- the host's processes
 
 --- What /proc says of a process; nil when there is none. Zombies have state "Z".
@@ -254,6 +267,13 @@ function M.status(pid, field)
   return ("\n" .. text):match("\n" .. field .. ":[ \t]*([^\n]*)")
 end
 
+--- Waits until a process has nothing to do.
+function M.await_rest(pid)
+  M.eventually(20, "it does not sleep", function()
+    return M.status(pid, "State") == "S (sleeping)"
+  end)
+end
+
 --- Under a tool that keeps freed memory, its size tells nothing.
 function M.instrumented()
   return os.getenv "MOONSAND_VALGRIND" ~= nil or (os.getenv "LD_PRELOAD" or ""):find "asan" ~= nil
@@ -292,6 +312,21 @@ function M.eventually(seconds, what, fn)
       error(("after %g s: %s%s"):format(seconds, what, why and (": " .. tostring(why)) or ""), 2)
     end
     M.native().pause(0.001)
+  end
+end
+
+--- What a call answers that ends at its timeout: with the next timeout where the program had not
+--- begun by then.
+---@param timeouts number[]
+---@param call fun(timeout: number): moonsand.Result?, string?, string?, table?
+---@param begun fun(result: moonsand.Result): any
+function M.in_time(timeouts, call, begun)
+  for i, timeout in ipairs(timeouts) do
+    local r, message, code, detail = call(timeout)
+    local result = r or detail.result
+    if i == #timeouts or result and begun(result) then
+      return r, message, code, detail
+    end
   end
 end
 
