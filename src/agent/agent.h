@@ -135,9 +135,10 @@ bool ms_client_busy(const ms_client *c);
 void ms_agent_handle(ms_client *from, ms_message *request);
 
 /* exec.c. An id is the client's own. */
-/* Starts what an MS_EXEC says; `fds` stay the caller's. Answers MS_STARTED or MS_REFUSED. */
-void ms_exec_start(ms_client *c, uint32_t id, ms_reader *body, const int *fds, size_t fd_count);
-/* Does what an MS_ATTACH says; the same. */
+/* Starts what an MS_EXEC says. Answers MS_STARTED, when the request's files are closed here, or
+ * MS_REFUSED. */
+void ms_exec_start(ms_client *c, ms_message *request);
+/* Does what an MS_ATTACH says; `fds` stay the caller's. Answers the same. */
 void ms_exec_attach(ms_client *c, uint32_t id, ms_reader *body, const int *fds, size_t fd_count);
 void ms_exec_signal(const ms_client *c, uint32_t id, uint32_t signal, uint32_t target,
                     uint32_t reason);

@@ -204,14 +204,16 @@ static ms_failure begin(exec *x, const ms_exec *e, ms_client *c, int *stdio, cha
   return failure;
 }
 
-void ms_exec_start(ms_client *c, uint32_t id, ms_reader *body, const int *fds, size_t fd_count) {
+void ms_exec_start(ms_client *c, ms_message *request) {
+  const uint32_t id = request->header.id;
+  ms_reader *body = &request->body;
   ms_exec e = {0};
   char **argv = NULL, **envp = NULL;
   int stdio[3];
   read_exec(body, &e);
   exec *x = calloc(1, sizeof *x);
   if (!x || !read_vectors(body, &e, &argv, &envp) || !ms_get_end(body) ||
-      !deal_stdio(&e, fds, fd_count, stdio)) {
+      !deal_stdio(&e, request->fds, request->fd_count, stdio)) {
     refuse(c, id, EPROTO, "request");
     free(argv);
     free(x);
@@ -229,6 +231,7 @@ void ms_exec_start(ms_client *c, uint32_t id, ms_reader *body, const int *fds, s
               .grace_ns = e.grace_ns};
   ms_failure failure = begin(x, &e, c, stdio, argv, envp);
   free(argv);
+  ms_close_fds(request); /* who is told that it runs finds closed what it has closed */
   if (failure.error) {
     refuse(c, id, failure.error, failure.what);
     free_exec(x);

@@ -71,7 +71,7 @@ void ms_agent_handle(ms_client *from, ms_message *request) {
   const uint32_t id = request->header.id;
   switch (request->header.type) {
   case MS_EXEC:
-    ms_exec_start(from, id, body, request->fds, request->fd_count);
+    ms_exec_start(from, request);
     break;
   case MS_ATTACH:
     ms_exec_attach(from, id, body, request->fds, request->fd_count);
