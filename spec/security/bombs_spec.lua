@@ -11,11 +11,13 @@ local MIB = 1024 * 1024
 --- What holds them: rlimits and a tmpfs everywhere, control groups where they can be made.
 local INODES = support.isolation == "native" and 2000 or nil
 local layers = { rlimits = { processes = 60, disk = "8M", inodes = INODES, open_files = 100 } }
+local function in_groups(memory)
+  return { processes = 60, disk = "8M", inodes = INODES, open_files = 100, memory = memory, cpus = 1 }
+end
 do
-  local grouped = { processes = 60, disk = "8M", inodes = INODES, open_files = 100, memory = "128M", cpus = 1 }
-  local box = moonsand.create { limits = grouped }
+  local box = moonsand.create { limits = in_groups "128M" }
   if box then
-    layers["control groups"] = grouped
+    layers["control groups"] = in_groups "128M"
     moonsand.assert(box:destroy(10))
   end
 end
@@ -31,11 +33,15 @@ for layer, limits in pairs(layers) do
       neighbour:close()
     end)
 
-    before_each(function()
-      box = moonsand.assert(moonsand.create { limits = limits })
-      neighbour = moonsand.assert(moonsand.create())
+    local function open(of)
+      box = moonsand.assert(moonsand.create { limits = of })
       bomb = support.put(box, support.probe "bomb")
       disk = support.put(box, support.probe "disk")
+    end
+
+    before_each(function()
+      open(limits)
+      neighbour = moonsand.assert(moonsand.create())
     end)
 
     --- Lets one go off. While it does: the neighbour and the host.
@@ -59,6 +65,11 @@ for layer, limits in pairs(layers) do
 
     for _, mode in ipairs { "fork", "runner", "zombies", "threads", "fill" } do
       it(mode .. " ends at its time", function()
+        if grouped and mode == "runner" then
+          -- its dead count as memory until the kernel frees them, some 200 MB/s when it does not
+          box:close()
+          open(in_groups "1G")
+        end
         -- what multiplies meets the limit, on a slow machine not within a second
         local met = grouped and mode ~= "runner" and "processes" or nil
         local r, took
