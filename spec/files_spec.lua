@@ -1305,12 +1305,7 @@ guarded("moonsand.files", function()
       local codes = moonsand.run(function()
         local list_it = moonsand.task(function() return code_of(files:list("t", { depth = 9 })) end)
         moonsand.sleep(0)
-        local agent = support.agent(box)
-        support.native().kill(agent, 19) -- no answer to the others comes before
-        local deadline = core.now() + 10
-        while not support.status(agent, "State"):find "^T" do
-          assert.is_true(core.now() < deadline)
-        end
+        support.stop(support.agent(box)) -- no answer to the others comes before
         local waits = {
           list_it,
           moonsand.task(function() return code_of(files:copy("t", "u")) end),

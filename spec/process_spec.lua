@@ -551,7 +551,7 @@ describe("moonsand.process", function()
         local own = moonsand.assert(moonsand.create())
         local agent = support.agent(own)
         local p = moonsand.assert(own:start("sleep 300", { timeout = 3 })) -- time to stop the agent
-        support.native().kill(agent, 19)
+        support.stop(agent)
         local before = loop.now()
         local detail = select(2, fails("timeout", fn(own, p)))
         local took = loop.now() - before

@@ -2,6 +2,7 @@
 --- oracles that look at the host, not at what the sandbox says.
 
 local assert = require "luassert"
+local core = require "moonsand.core"
 
 local M = {}
 
@@ -272,6 +273,15 @@ function M.await_rest(pid)
   M.eventually(20, "it does not sleep", function()
     return M.status(pid, "State") == "S (sleeping)"
   end)
+end
+
+--- Stops a process: from here on it does nothing. Nobody else has a turn meanwhile.
+function M.stop(pid)
+  M.native().kill(pid, 19)
+  local deadline = core.now() + 10
+  while not M.status(pid, "State"):find "^T" do
+    assert.is_true(core.now() < deadline, "it does not stop")
+  end
 end
 
 --- Under a tool that keeps freed memory, its size tells nothing.
