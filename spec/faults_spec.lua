@@ -12,7 +12,7 @@ local support = require "support.init"
 
 local native = support.native()
 local errno = core.errno
-local KILL, CONT, STOP = 9, 18, 19
+local KILL, CONT = 9, 18
 
 --- The zygotes of this process: all its children are.
 local function zygotes()
@@ -320,7 +320,7 @@ describe("faults:", function()
       finally(function()
         native.kill(zygote.pid, CONT)
       end)
-      native.kill(zygote.pid, STOP)
+      support.stop(zygote.pid)
       local box, _, code = moonsand.create { timeout = 0.2 }
       assert.is_nil(box)
       assert.equal("timeout", code)
@@ -368,7 +368,7 @@ describe("faults:", function()
     it("is stopped: nothing blocks, and close ends it all the same", function()
       local box = moonsand.assert(moonsand.create())
       local pid = support.agent(box)
-      native.kill(pid, STOP)
+      support.stop(pid)
       local p, _, code = box:start("true", { timeout = 0.2 })
       assert.is_nil(p)
       assert.equal("timeout", code)
@@ -382,7 +382,7 @@ describe("faults:", function()
 
     it("is stopped: what the host has to say is bounded", function()
       local box = moonsand.assert(moonsand.create())
-      native.kill(support.agent(box), STOP)
+      support.stop(support.agent(box))
       local before = support.rss(native.getpid())
       local raw, refused = box.core.driver.raw, false
       for _ = 1, 20000 do

@@ -279,7 +279,7 @@ end
 function M.stop(pid)
   M.native().kill(pid, 19)
   local deadline = core.now() + 10
-  while not M.status(pid, "State"):find "^T" do
+  while not (M.status(pid, "State") or ""):find "^T" do
     assert.is_true(core.now() < deadline, "it does not stop")
   end
 end
