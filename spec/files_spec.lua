@@ -1368,7 +1368,8 @@ guarded("moonsand.files", function()
     assert(files:write("f", "x"))
     local before = helper.baseline()
     assert(files:stat "f") -- and the agent has closed what it had for the write
-    local agent_before = support.fds((support.agent(box)))
+    local agent = support.agent(box)
+    local agent_before = support.fds(agent) -- an ordinary user may not see them
     for i = 1, 1000 do
       assert(files:read "f")
       assert(files:write("f", tostring(i)))
@@ -1379,9 +1380,11 @@ guarded("moonsand.files", function()
       end
     end
     helper.assert_no_more(before)
-    support.eventually(20, "the agent has other files open", function()
-      local now = support.fds((support.agent(box)))
-      return now == agent_before, ("%d, not %d"):format(now, agent_before)
-    end)
+    if agent_before then
+      support.eventually(20, "the agent has other files open", function()
+        local now = support.fds(agent)
+        return now == agent_before, ("%d, not %d"):format(now, agent_before)
+      end)
+    end
   end)
 end)
