@@ -168,7 +168,10 @@ describe("moonsand.process", function()
         -- each round writes 1000 bytes and then notes that it did
         local p = start [[
           line=$(head -c 999 /dev/zero | tr '\0' x)
+          echo ready; read go
           i=0; while [ $i -lt 4000 ]; do echo $line; printf . >&3; i=$((i+1)); done 3>progress]]
+        assert.equal("ready", p.stdout:read())
+        assert(p.stdin:write "\n")
         assert.equal(("x"):rep(999), p.stdout:read())
         support.eventually(20, "it waits too early", function()
           return settled_size "progress" * 1000 >= 256 * 1024
@@ -388,9 +391,11 @@ describe("moonsand.process", function()
       -- A reader that ended left a full pipe behind, which nobody emptied: the wait never ended.
       it("takes over from a reader that ends meanwhile", function()
         for _, opts in ipairs { {}, { on_exit = function() end } } do
-          local p = start("seq 1000000", opts) -- more than pipe and stream hold
+          local p = start("echo ready; read go; seq 1000000", opts) -- more than pipe and stream hold
           moonsand.run(function()
             local reader = moonsand.task(function()
+              assert.equal("ready", p.stdout:read())
+              assert(p.stdin:write "\n")
               assert.equal("1", p.stdout:read())
               moonsand.sleep(0.03)
               return p.stdout:read()

@@ -132,11 +132,12 @@ boxed("stream: lines, chunks, events", function(box)
 end)
 
 boxed("stream: a slow reader stops the program, not the host", function(box, moonsand)
-  local p = assert(box:start("seq 1000000"))
-  eq("1", p.stdout:read(), "line")
+  local p = assert(box:start("echo ready; read x; seq 1000000"))
+  eq("ready", p.stdout:read(), "line") -- what comes from here on waits for a reader
+  assert(p.stdin:write "\n")
   moonsand.sleep(0.1)
   eq(true, p:is_running(), "running")
-  eq(6888896, assert(p:wait()).stdout_bytes, "bytes")
+  eq(6 + 6888896, assert(p:wait()).stdout_bytes, "bytes")
 end)
 
 boxed("stream: a terminal", function(box)
