@@ -164,6 +164,22 @@ describe("moonsand.process", function()
         assert.equal(3000000, #moonsand.assert(p:wait()).stderr)
       end)
 
+      it("are all there for who reads at once, whatever the host did meanwhile", function()
+        local count = 0
+        moonsand.run(function()
+          local reader = moonsand.task(function()
+            for _ in start("seq 100000", { max_output = 100 }).stdout:lines() do
+              count = count + 1
+            end
+          end)
+          moonsand.task(function() -- it runs, and has filled its pipe, before we hear of it
+            support.native().pause(0.2)
+          end)
+          reader:wait()
+        end)
+        assert.equal(100000, count)
+      end)
+
       it("are read ahead by about 256 KiB, then the program waits", function()
         -- each round writes 1000 bytes and then notes that it did
         local p = start [[

@@ -55,6 +55,13 @@ static void drain(ms_process *p) {
   p->pipes_held = is_held(p->out) || is_held(p->err);
 }
 
+static void serve_output(ms_process *p) {
+  if (p->out)
+    ms_stream_serve(p->out);
+  if (p->err)
+    ms_stream_serve(p->err);
+}
+
 /* A program may close its terminal some time before it ends, and would get a HUP if we did then.
  * Now nobody can type into it any more; and what never ran has shown nothing. */
 static void close_terminal(ms_process *p) {
@@ -75,6 +82,8 @@ static void process_over(ms_process *p, ms_process_state state) {
     leave_sandbox(p);
     drain(p);
   }
+  if (state != MS_PROCESS_EXITED)
+    serve_output(p); /* the agent may close its ends later: who reads already hears of that */
   close_terminal(p);
   ms_wake(p->reactor, &p->wait);
 }
@@ -93,6 +102,7 @@ static bool on_started(ms_process *p, ms_reader *body) {
   if (p->state != MS_PROCESS_STARTING || !ms_get_end(body) || p->pid <= 1)
     return false;
   p->state = MS_PROCESS_RUNNING;
+  serve_output(p);
   if (p->awaited)
     ms_wake(p->reactor, &p->wait);
   return true;
@@ -353,16 +363,17 @@ static int push_error(lua_State *L, int error) {
   return 2;
 }
 
-/* Pushes our end as a stream, or nil. */
-static ms_stream *push_stream(lua_State *L, ms_reactor *r, plumbing *pipes, int fd, size_t limit,
-                              bool idle) {
+/* Pushes our end as a stream, or nil. What comes out is left alone until it is known that the
+ * program runs: whoever started it may read all of it, and nothing is collected before. Of a quiet
+ * one that is never known: what is over soon is cheaper drained once at its end. */
+static ms_stream *push_stream(lua_State *L, ms_reactor *r, plumbing *pipes, int fd, size_t limit) {
   if (pipes->host[fd] < 0) {
     lua_pushnil(L);
     return NULL;
   }
   int end = pipes->host[fd];
   pipes->host[fd] = -1;
-  return ms_stream_new(L, r, end, fd != 0, limit, idle && fd != 0);
+  return ms_stream_new(L, r, end, fd != 0, limit, fd != 0);
 }
 
 /* Pushes one that nothing is known of yet. */
@@ -423,7 +434,7 @@ int ms_process_spawn(lua_State *L) {
   lua_rawseti(L, kept, 4); /* kept[4] = sandbox */
   ms_stream *ends[3];
   for (int fd = 0; fd < 3; fd++) {
-    ends[fd] = push_stream(L, s->reactor, &pipes, fd, limit, p->quiet);
+    ends[fd] = push_stream(L, s->reactor, &pipes, fd, limit);
     lua_pushvalue(L, -1);
     lua_rawseti(L, kept, fd + 1); /* kept[fd + 1] = stream */
   }
@@ -477,8 +488,8 @@ int ms_process_attach(lua_State *L) {
   await_answer(s, p);
   lua_pushvalue(L, 1);
   lua_rawseti(L, -2, 4); /* kept[4] = sandbox */
-  p->out = push_stream(L, s->reactor, &pipes, 1, limit, false);
-  p->err = push_stream(L, s->reactor, &pipes, 2, limit, false);
+  p->out = push_stream(L, s->reactor, &pipes, 1, limit);
+  p->err = push_stream(L, s->reactor, &pipes, 2, limit);
   p->out->tells_end = p->err->tells_end = true;
   lua_pushvalue(L, -2);
   lua_rawseti(L, process + 1, 2); /* kept[2] = stdout */

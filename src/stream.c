@@ -51,6 +51,11 @@ static void update_interest(ms_stream *s) {
   ms_source_watch(s->reactor, &s->source, events);
 }
 
+void ms_stream_serve(ms_stream *s) {
+  s->idle = false;
+  update_interest(s);
+}
+
 void ms_stream_close(ms_stream *s) {
   if (s->fd < 0)
     return;
@@ -594,9 +599,7 @@ static int stream_collecting(lua_State *L) {
 
 /* stream:watch(): begins to serve a stream that was made idle. */
 static int stream_watch(lua_State *L) {
-  ms_stream *s = check_stream(L);
-  s->idle = false;
-  update_interest(s);
+  ms_stream_serve(check_stream(L));
   return 0;
 }
 
@@ -721,8 +724,7 @@ ms_stream *ms_stream_new_socket(lua_State *L, ms_reactor *r, int fd) {
   ms_stream *s = ms_stream_new(L, r, fd, true, 0, true);
   s->socket = s->duplex = true;
   s->mode = MS_READ;
-  s->idle = false;
-  update_interest(s);
+  ms_stream_serve(s);
   return s;
 }
 

@@ -52,10 +52,11 @@ typedef struct ms_stream {
   bool midline;     /* what was typed last did not end a line */
 } ms_stream;
 
-/* Takes fd over, also when it fails (with a Lua error). Pushes the userdata. An idle stream is not
- * served before `watch` is called: what is over soon is cheaper drained once at its end. */
+/* Takes fd over, also when it fails (with a Lua error). Pushes the userdata. An idle stream is left
+ * alone until it is served. */
 ms_stream *ms_stream_new(lua_State *L, ms_reactor *r, int fd, bool reading, size_t limit,
                          bool idle);
+void ms_stream_serve(ms_stream *s);
 /* Reads all there is now, without waiting; at most about a pipe's worth. Wakes nobody. */
 void ms_stream_drain(ms_stream *s);
 void ms_stream_close(ms_stream *s);

@@ -205,7 +205,8 @@ end
 
 -- ---------------------------------------------------------------- the host's processes
 
---- What /proc says of a process; nil when there is none. Zombies have state "Z".
+--- What /proc says of a process; nil when there is none. Zombies have state "Z"; one that is just
+--- being reaped ("X") is none any more.
 ---@return { pid: integer, ppid: integer, name: string, state: string, started: string }?
 function M.process(pid)
   local text = M.read("/proc/" .. pid .. "/stat")
@@ -219,6 +220,9 @@ function M.process(pid)
   local fields = {}
   for field in rest:gmatch "%S+" do
     fields[#fields + 1] = field
+  end
+  if fields[1] == "X" then
+    return nil
   end
   return { pid = tonumber(pid), ppid = tonumber(fields[2]), name = name, state = fields[1],
     session = tonumber(fields[4]), started = fields[20] }
@@ -312,13 +316,12 @@ end
 ---@param what string for the failure
 ---@param fn fun(): any
 function M.eventually(seconds, what, fn)
-  local now = require("moonsand.core").now
-  local deadline = now() + seconds
+  local deadline = core.now() + seconds
   while true do
     local value, why = fn()
     if value then
       return value
-    elseif now() > deadline then
+    elseif core.now() > deadline then
       error(("after %g s: %s%s"):format(seconds, what, why and (": " .. tostring(why)) or ""), 2)
     end
     M.native().pause(0.001)
