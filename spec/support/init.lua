@@ -240,11 +240,23 @@ function M.processes()
   return all
 end
 
---- Those below a process, children's children too: for an agent, all that is in its sandbox.
+--- Those below a process, children's children too: for an agent, all that is in its sandbox. A look
+--- takes a while: one may come and another go, and both be missed. So it counts when a second look
+--- finds the same; where they come and go all the time, the fifth is as good as any.
 function M.descendants(root)
-  local found = {}
-  for _, pid in ipairs(M.native().below(root)) do
-    found[#found + 1] = M.process(pid)
+  local found, seen, before
+  for _ = 1, 5 do
+    found, seen, before = {}, {}, seen
+    for _, pid in ipairs(M.native().below(root)) do
+      local process = M.process(pid)
+      if process then
+        found[#found + 1], seen[#seen + 1] = process, pid
+      end
+    end
+    seen = table.concat(seen, " ")
+    if seen == before then
+      break
+    end
   end
   return found
 end
