@@ -244,16 +244,17 @@ end
 --- takes a while: one may come and another go, and both be missed. So it counts when a second look
 --- finds the same; where they come and go all the time, the fifth is as good as any.
 function M.descendants(root)
-  local found, seen, before
+  local found, seen
   for _ = 1, 5 do
-    found, seen, before = {}, {}, seen
+    local before, pids = seen, {}
+    found = {}
     for _, pid in ipairs(M.native().below(root)) do
       local process = M.process(pid)
       if process then
-        found[#found + 1], seen[#seen + 1] = process, pid
+        found[#found + 1], pids[#pids + 1] = process, pid
       end
     end
-    seen = table.concat(seen, " ")
+    seen = table.concat(pids, " ")
     if seen == before then
       break
     end
